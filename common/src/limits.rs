@@ -1,0 +1,83 @@
+//! Every limit of the system, with its unit and reason. Relations between limits are asserted at compile time.
+
+use std::time::Duration;
+
+/// Bytes of a sector, the unit of guest addressing (virtio-blk 1.2, 5.2.4).
+pub const SECTOR_BYTES: u32 = 512;
+/// Bytes of a page, the unit of bitmaps and checksums. Equal to the file-system block, so that a hole can be punched.
+pub const PAGE_BYTES: u32 = 4096;
+/// Bytes of a chunk, the unit of routing (16 MiB).
+pub const CHUNK_BYTES: u32 = 16 << 20;
+/// Pages of a chunk.
+pub const PAGES_PER_CHUNK: u32 = CHUNK_BYTES / PAGE_BYTES;
+/// Chunks of a segment.
+pub const CHUNKS_PER_SEGMENT: u32 = 64;
+/// Bytes of a segment, the unit of placement (1 GiB).
+pub const SEGMENT_BYTES: u64 = CHUNK_BYTES as u64 * CHUNKS_PER_SEGMENT as u64;
+/// Pages of a metadata row: 256 pages = 1 MiB of data, about 1.1 KiB of bitmaps and checksums.
+pub const PAGES_PER_ROW: u32 = 256;
+/// Metadata rows of one chunk version.
+pub const ROWS_PER_CHUNK: u32 = PAGES_PER_CHUNK / PAGES_PER_ROW;
+
+/// Largest volume: 64 TiB keeps a [`crate::id::ChunkIndex`] below 2^22 and a full layout below 4 M entries.
+pub const VOLUME_BYTES_MAX: u64 = 64 << 40;
+/// Smallest volume: 1 MiB, so that test images fit.
+pub const VOLUME_BYTES_MIN: u64 = 1 << 20;
+
+/// Payload bytes of one data request: 1 MiB. The SDK splits larger IO; a bigger frame would hold up small ones.
+pub const REQUEST_BYTES_MAX: u32 = 1 << 20;
+/// Bytes that one WriteZeroes or Discard request may cover: a chunk.
+pub const ZERO_BYTES_MAX: u32 = CHUNK_BYTES;
+/// Body bytes of one frame: one request payload plus 64 KiB for headers, or a batch of Raft entries of that size.
+pub const FRAME_BODY_BYTES_MAX: u32 = 8 << 20;
+/// Bytes of one IO given to the SDK: 64 MiB. Larger ones are refused, not split without bound.
+pub const IO_BYTES_MAX: u32 = 64 << 20;
+/// Longest ancestry of a layer. Clones beyond this depth are refused until flattening exists.
+pub const ANCESTRY_DEPTH_MAX: usize = 64;
+
+/// Bytes of one name in a path.
+pub const NAME_BYTES_MAX: usize = 255;
+/// Bytes of a whole path.
+pub const PATH_BYTES_MAX: usize = 4096;
+/// Depth of a path.
+pub const PATH_DEPTH_MAX: usize = 32;
+/// Bytes of an owner.
+pub const OWNER_BYTES_MAX: usize = 255;
+
+/// Replicas of a copyset.
+pub const REPLICAS_DEFAULT: u32 = 3;
+/// Copyset replicas on one chunkserver that placement may not exceed (ARCHITECTURE section 3).
+pub const COPYSETS_PER_CHUNKSERVER_MAX: u32 = 50;
+
+/// Requests in flight of one SDK session; more wait in the SDK.
+pub const INFLIGHT_REQUESTS_MAX: usize = 1024;
+/// Payload bytes in flight of one SDK session; more wait in the SDK.
+pub const INFLIGHT_BYTES_MAX: usize = 64 << 20;
+/// Requests of one connection that a chunkserver holds unanswered; more stay in the socket.
+pub const CONNECTION_REQUESTS_MAX: usize = 2048;
+
+/// One attempt of a data request; then the SDK asks again, maybe elsewhere.
+pub const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(1500);
+/// First pause of a retry.
+pub const RETRY_BACKOFF_MIN: Duration = Duration::from_millis(5);
+/// Longest pause between retries.
+pub const RETRY_BACKOFF_MAX: Duration = Duration::from_millis(500);
+
+/// A chunkserver reports to the MDS this often.
+pub const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(500);
+/// A chunkserver that was silent this long is shown as down.
+pub const HEARTBEAT_DOWN_AFTER: Duration = Duration::from_secs(5);
+/// The MDS waits this long for an attached client to hold its writes, then bypasses it.
+pub const HOLD_TIMEOUT: Duration = Duration::from_secs(2);
+/// A client that was told to hold lets go by itself after this time, so a dead MDS cannot stop it. The seq it then
+/// writes with is refused by the copysets if the snapshot was made meanwhile, and it refreshes.
+pub const HOLD_RELEASE_AFTER: Duration = Duration::from_secs(5);
+
+const _: () = assert!(CHUNK_BYTES.is_multiple_of(PAGE_BYTES));
+const _: () = assert!(PAGE_BYTES.is_multiple_of(SECTOR_BYTES));
+const _: () = assert!(PAGES_PER_CHUNK.is_multiple_of(PAGES_PER_ROW));
+const _: () = assert!(REQUEST_BYTES_MAX <= CHUNK_BYTES);
+const _: () = assert!(FRAME_BODY_BYTES_MAX >= 4 * REQUEST_BYTES_MAX);
+const _: () = assert!(IO_BYTES_MAX as usize <= INFLIGHT_BYTES_MAX);
+const _: () = assert!(VOLUME_BYTES_MAX / (CHUNK_BYTES as u64) <= u32::MAX as u64);
+const _: () = assert!(HOLD_TIMEOUT.as_millis() < HOLD_RELEASE_AFTER.as_millis());
