@@ -1,0 +1,17 @@
+//! The data protocol: frames between clients and chunkservers, among chunkservers, and among MDS nodes (Raft only).
+//!
+//! A frame is `header (32 B) | head | payload`. The header carries lengths and checksums, the head the fields of the
+//! operation, the payload raw data. Byte tables: `docs/protocol.md`; golden files: `proto/tests/golden`.
+
+mod codec;
+mod frame;
+mod heads;
+mod reply;
+
+pub use codec::DecodeError;
+pub use frame::{Frame, FrameReader, HEADER_BYTES, Header, MAGIC, OutFrame, Opcode, VERSION};
+pub use heads::{
+    Ancestor, Command, DropVersionHead, HelloHead, HelloReply, LayerHead, OpenLayerHead, RaftHead, ReadHead, Role,
+    SealHead, StatusHead, WriteHead, ZeroHead,
+};
+pub use reply::{ReadReply, Redirect, Status, StatusReply};
