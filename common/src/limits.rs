@@ -81,3 +81,20 @@ const _: () = assert!(FRAME_BODY_BYTES_MAX >= 4 * REQUEST_BYTES_MAX);
 const _: () = assert!(IO_BYTES_MAX as usize <= INFLIGHT_BYTES_MAX);
 const _: () = assert!(VOLUME_BYTES_MAX / (CHUNK_BYTES as u64) <= u32::MAX as u64);
 const _: () = assert!(HOLD_TIMEOUT.as_millis() < HOLD_RELEASE_AFTER.as_millis());
+
+/// Virtqueues of one vhost-user-blk device: the back end assigns queues to threads by a 64-bit mask.
+pub const VHOST_QUEUES_MAX: u16 = 64;
+/// Entries of one virtqueue: the longest ring QEMU builds (VIRTQUEUE_MAX_SIZE).
+pub const VHOST_QUEUE_SIZE_MAX: u16 = 1024;
+/// Descriptors of one request; a longer chain is refused (virtio 1.2, 2.7.5: not longer than the queue).
+pub const VHOST_CHAIN_DESCRIPTORS_MAX: usize = VHOST_QUEUE_SIZE_MAX as usize;
+/// Payload bytes in flight of one virtqueue before further requests wait in the ring; one request may exceed it.
+pub const VHOST_QUEUE_BYTES_MAX: usize = 64 << 20;
+/// Ranges of one discard or write-zeroes request.
+pub const VHOST_ZERO_RANGES_MAX: u32 = 16;
+/// Sectors of one range of a discard or write-zeroes request: 1 GiB.
+pub const VHOST_ZERO_SECTORS_MAX: u32 = (1 << 30) / SECTOR_BYTES;
+/// A stopping vhost-user-blk daemon waits this long for requests in flight, then leaves them unanswered.
+pub const VHOST_STOP_DRAIN: Duration = Duration::from_secs(5);
+
+const _: () = assert!(VHOST_QUEUE_BYTES_MAX >= IO_BYTES_MAX as usize);
