@@ -98,3 +98,34 @@ pub const VHOST_ZERO_SECTORS_MAX: u32 = (1 << 30) / SECTOR_BYTES;
 pub const VHOST_STOP_DRAIN: Duration = Duration::from_secs(5);
 
 const _: () = assert!(VHOST_QUEUE_BYTES_MAX >= IO_BYTES_MAX as usize);
+
+/// Bytes of one Raft command: a write of [`REQUEST_BYTES_MAX`] with its head, or a metadata batch of 4 MiB.
+pub const RAFT_COMMAND_BYTES_MAX: usize = 4 << 20;
+/// Entry payload bytes of one AppendEntries frame; 512 KiB of the frame remain for headers.
+pub const RAFT_APPEND_BYTES_MAX: usize = FRAME_BODY_BYTES_MAX as usize - (512 << 10);
+/// Entries of one AppendEntries frame: their headers (16 B each) stay below 128 KiB.
+pub const RAFT_APPEND_ENTRIES_MAX: usize = 8192;
+/// AppendEntries frames under way to one follower of one group; more wait in the log.
+pub const RAFT_PIPELINE_FRAMES_MAX: usize = 16;
+/// Entry payload bytes under way to one follower of one group before further frames wait; one frame may exceed it.
+pub const RAFT_PIPELINE_BYTES_MAX: usize = 16 << 20;
+/// Proposals of one group that are not yet applied; more are refused as overloaded.
+pub const RAFT_PROPOSALS_MAX: usize = 4096;
+/// Command bytes of one group that are not yet applied; more are refused as overloaded.
+pub const RAFT_PROPOSAL_BYTES_MAX: usize = 64 << 20;
+/// Entries given to a state machine at once.
+pub const RAFT_APPLY_ENTRIES_MAX: usize = 256;
+/// Bytes of one request that a replica sends while it installs a Raft snapshot.
+pub const RAFT_FETCH_REQUEST_BYTES_MAX: usize = 64 << 10;
+/// One part of a Raft snapshot must arrive within this time.
+pub const RAFT_FETCH_TIMEOUT: Duration = Duration::from_secs(30);
+/// First pause before a lost Raft connection is made again.
+pub const RAFT_RECONNECT_MIN: Duration = Duration::from_millis(20);
+/// Longest pause between two attempts to make a Raft connection.
+pub const RAFT_RECONNECT_MAX: Duration = Duration::from_millis(500);
+/// A Raft connection on which something was asked and nothing was answered for this long is replaced.
+pub const RAFT_LINK_STALL: Duration = Duration::from_secs(3);
+
+const _: () = assert!(RAFT_COMMAND_BYTES_MAX <= RAFT_APPEND_BYTES_MAX);
+const _: () = assert!(RAFT_APPEND_ENTRIES_MAX * 16 <= 128 << 10);
+const _: () = assert!(RAFT_COMMAND_BYTES_MAX <= RAFT_PROPOSAL_BYTES_MAX);
