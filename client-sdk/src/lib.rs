@@ -1,7 +1,23 @@
-//! Client SDK of Ogee.
+//! Client SDK of Ogee: [`Cluster`] (the control plane), [`Volume`] (an open volume) and the [`BlockDevice`] trait that
+//! front ends are written against.
+//!
+//! Used by vhost-blk, nbd, snapclone and the command line. Invariants: section 6 and 7 of `docs/ARCHITECTURE.md`; the
+//! arguments for them are in the module docs of `session.rs` (order of retries), `gate.rs` (exact snapshots) and
+//! `fence.rs` (one writer). Absent: virtio, NBD, files.
 
 mod block_device;
+mod cluster;
+mod control;
+mod mds_calls;
+mod mds_client;
 mod memory;
+mod routing;
+mod stats;
+mod volume;
 
 pub use block_device::{BlockDevice, DeviceInfo, IoError, IoErrorKind, ReadData, ReadPiece};
-pub use memory::MemoryDevice;
+pub use cluster::{Cluster, ClusterConfig, NoSpacePolicy, Timing};
+pub use mds_client::{MdsCallError, MdsClient};
+pub use memory::{MemoryCounters, MemoryDevice};
+pub use stats::{LATENCY_BUCKETS, OpStats, VolumeStats};
+pub use volume::{AttachInfo, DetachError, OpenError, OpenMode, Volume};

@@ -129,3 +129,74 @@ pub const RAFT_LINK_STALL: Duration = Duration::from_secs(3);
 const _: () = assert!(RAFT_COMMAND_BYTES_MAX <= RAFT_APPEND_BYTES_MAX);
 const _: () = assert!(RAFT_APPEND_ENTRIES_MAX * 16 <= 128 << 10);
 const _: () = assert!(RAFT_COMMAND_BYTES_MAX <= RAFT_PROPOSAL_BYTES_MAX);
+
+/// One attempt of a call to the MDS; then the SDK asks another node.
+pub const MDS_ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
+/// One attempt of a call that may hold an attached client or build a pool.
+pub const MDS_SLOW_ATTEMPT_TIMEOUT: Duration = Duration::from_secs(8);
+/// A call to the MDS with all its attempts.
+pub const MDS_CALL_TIMEOUT: Duration = Duration::from_secs(15);
+/// Addresses of MDS nodes that a client remembers, redirects included.
+pub const MDS_NODES_MAX: usize = 16;
+/// A chunkserver that is asked who leads a copyset is waited for this long.
+pub const STATUS_TIMEOUT: Duration = Duration::from_millis(500);
+/// Segments asked for in one GetLayout call: 64 GiB of a volume, an answer of about 20 KiB.
+pub const LAYOUT_PREFETCH_SEGMENTS: u32 = 64;
+/// A read-only client of a live volume believes for this long that a segment has no placement.
+pub const LIVE_LAYOUT_TTL: Duration = Duration::from_secs(1);
+/// Chunks that one discard or write-zeroes of the SDK works on at once.
+pub const ZERO_SPANS_PARALLEL: usize = 32;
+/// Times that a request is sent again because data and checksums did not match, before it fails.
+pub const CORRUPT_RETRIES_MAX: u32 = 4;
+
+const _: () = assert!(MDS_SLOW_ATTEMPT_TIMEOUT.as_millis() > HOLD_TIMEOUT.as_millis());
+const _: () = assert!(MDS_CALL_TIMEOUT.as_millis() > MDS_SLOW_ATTEMPT_TIMEOUT.as_millis());
+
+/// Metadata rows of chunk versions kept clean in memory per chunkserver: about 80 MiB, they describe 64 GiB of data.
+pub const ROW_CACHE_ROWS: usize = 65_536;
+/// Changed metadata rows that one chunkserver holds before its copysets checkpoint by themselves (about 160 MiB).
+pub const DIRTY_ROWS_MAX: usize = 131_072;
+/// Data files with unflushed writes of one chunkserver before its copysets checkpoint by themselves; each is open.
+pub const DIRTY_FILES_MAX: usize = 16_384;
+/// Clean data files that one chunkserver keeps open.
+pub const OPEN_DATA_FILES_MAX: usize = 4_096;
+/// Bytes written to data files of a copyset before their write-back is started: few enough that a checkpoint is short.
+pub const WRITEBACK_BYTES: u64 = 8 << 20;
+/// Free bytes below which a chunkserver takes no write that would allocate: room for logs, checkpoints and entries that
+/// were already proposed (1 GiB).
+pub const SPACE_RESERVE_BYTES: u64 = 1 << 30;
+/// Log entries by which a copyset's recovery horizon runs ahead of its checkpoint; one more flush per so many entries.
+pub const HORIZON_ENTRIES: u64 = 16_384;
+/// Bytes of one answer to a replica that installs a Raft snapshot (4 MiB): three to four full metadata rows.
+pub const FETCH_BYTES_MAX: usize = 4 << 20;
+/// Pause before a write of a committed entry that met a full disk is tried again.
+pub const NO_SPACE_PAUSE: Duration = Duration::from_millis(500);
+/// A read waits this long for a write to the same pages that cannot finish, then is answered "not ready".
+pub const BUSY_READ_WAIT: Duration = Duration::from_secs(1);
+/// Times that a column is fetched anew because its versions changed under the fetch, before the install fails.
+pub const COLUMN_FETCH_ATTEMPTS: usize = 8;
+
+const _: () = assert!(FETCH_BYTES_MAX >= 2 * (PAGES_PER_ROW * PAGE_BYTES) as usize);
+const _: () = assert!(FETCH_BYTES_MAX < FRAME_BODY_BYTES_MAX as usize);
+
+/// Bytes of one segment of the write-ahead log (32 MiB): written once when created, overwritten ever after.
+pub const WAL_SEGMENT_BYTES: u64 = 32 << 20;
+/// Payload bytes of one log entry. Above the largest command of a copyset (1 MiB and its head) and of the MDS.
+pub const WAL_ENTRY_BYTES_MAX: usize = 4 << 20;
+/// Record bytes after which a batch of the log takes no more; one flush of this size is about 10 ms.
+pub const WAL_BATCH_BYTES_MAX: usize = 4 << 20;
+/// Payload bytes that wait for the log's writer; above it appends wait.
+pub const WAL_QUEUE_BYTES_MAX: usize = 64 << 20;
+/// Payload bytes of recent entries that the log keeps in memory for replication and apply.
+pub const WAL_CACHE_BYTES: usize = 64 << 20;
+/// Payload bytes that one read of the log returns at most (and at least one entry).
+pub const WAL_READ_BYTES_MAX: usize = 4 << 20;
+/// Raft groups of one log: their states head every segment, 104 bytes each.
+pub const WAL_GROUPS_MAX: usize = 4096;
+/// Freed segments that are kept for reuse; more are deleted.
+pub const WAL_SPARE_SEGMENTS: usize = 2;
+/// A log that found the disk full looks again after this time.
+pub const WAL_NO_SPACE_RETRY: Duration = Duration::from_millis(500);
+
+const _: () = assert!(RAFT_COMMAND_BYTES_MAX <= WAL_ENTRY_BYTES_MAX);
+const _: () = assert!(WAL_SEGMENT_BYTES >= 2 * (WAL_ENTRY_BYTES_MAX + WAL_GROUPS_MAX * 104 + 8192) as u64);

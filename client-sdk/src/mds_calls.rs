@@ -1,0 +1,226 @@
+//! The rpcs of the MDS, one method each, with the messages of `mds.proto`.
+//!
+//! Used by the command line and by the volume. Invariant: a mutation whose first attempt had an unknown outcome and
+//! whose retry was refused because the wish is already fulfilled (the name exists, the object is gone) succeeds: the
+//! caller sees what is there. Any other refusal is returned as it is. Absent: parsing of names, policy.
+
+use crate::mds_client::{MdsCallError, MdsClient};
+use ogee_common::limits::MDS_SLOW_ATTEMPT_TIMEOUT;
+use ogee_proto::MdsErrorKind;
+use ogee_proto::mds as m;
+
+macro_rules! rpcs {
+    ($($(#[$doc:meta])* $vis:vis $name:ident ( $request:ty ) -> $reply:ty ;)+) => {
+        impl MdsClient {
+            $(
+                $(#[$doc])*
+                ///
+                /// # Errors
+                /// [`MdsCallError`]; its kind says what to do.
+                $vis async fn $name(&self, request: $request) -> Result<$reply, MdsCallError> {
+                    self.call(stringify!($name), move |mut client| {
+                        let request = request.clone();
+                        async move { client.$name(request).await }
+                    })
+                    .await
+                }
+            )+
+        }
+    };
+}
+
+macro_rules! slow_rpcs {
+    ($($name:ident $rpc:ident ( $request:ty ) -> $reply:ty ;)+) => {
+        impl MdsClient {
+            $(
+                async fn $name(&self, request: $request) -> Result<$reply, MdsCallError> {
+                    self.call_within(stringify!($rpc), MDS_SLOW_ATTEMPT_TIMEOUT, move |mut client| {
+                        let request = request.clone();
+                        async move { client.$rpc(request).await }
+                    })
+                    .await
+                }
+            )+
+        }
+    };
+}
+
+rpcs! {
+    /// A volume by its path.
+    pub stat_volume(m::StatVolumeRequest) -> m::Volume;
+    /// One page of a folder's volumes and folders, or of the whole tree.
+    pub list_volumes(m::ListVolumesRequest) -> m::ListVolumesReply;
+    /// Grows a volume; an equal size is no error.
+    pub extend_volume(m::ExtendVolumeRequest) -> m::Volume;
+    /// The snapshots of a volume, oldest first.
+    pub list_snapshots(m::ListSnapshotsRequest) -> m::ListSnapshotsReply;
+    /// Attaches a volume or snapshot. [`crate::Volume::open`] does this and everything that belongs to it.
+    pub attach_volume(m::AttachVolumeRequest) -> m::AttachGrant;
+    /// Gives up an attach. [`crate::Volume::detach`] does this when all IO is done.
+    pub detach_volume(m::DetachVolumeRequest) -> m::Empty;
+    /// The event stream of an attach.
+    pub(crate) watch_attach(m::WatchAttachRequest) -> tonic::Streaming<m::AttachEvent>;
+    /// Says that all writes are held and drained.
+    pub(crate) ack_hold(m::AckHoldRequest) -> m::Empty;
+    /// The placement of a range of segments.
+    pub get_layout(m::GetLayoutRequest) -> m::Layout;
+    /// Gives a segment its placement, if it has none.
+    pub allocate_segment(m::AllocateSegmentRequest) -> m::Layout;
+    /// Replicas of copysets, with addresses.
+    pub get_copysets(m::GetCopysetsRequest) -> m::CopysetList;
+}
+
+slow_rpcs! {
+    create_volume_raw create_volume(m::CreateVolumeRequest) -> m::Volume;
+    delete_volume_raw delete_volume(m::DeleteVolumeRequest) -> m::Empty;
+    rename_volume_raw rename_volume(m::RenameVolumeRequest) -> m::Volume;
+    create_snapshot_raw create_snapshot(m::CreateSnapshotRequest) -> m::Snapshot;
+    delete_snapshot_raw delete_snapshot(m::DeleteSnapshotRequest) -> m::Empty;
+    clone_volume_raw clone_volume(m::CloneVolumeRequest) -> m::Volume;
+    rollback_volume_raw rollback_volume(m::RollbackVolumeRequest) -> m::Volume;
+    create_pool_raw create_pool(m::CreatePoolRequest) -> m::Pool;
+}
+
+/// Whether a refusal says that an earlier attempt of the same call was carried out.
+fn already_done(error: &MdsCallError, kind: MdsErrorKind) -> bool {
+    error.outcome_unknown && error.kind == kind
+}
+
+impl MdsClient {
+    /// Makes an empty volume.
+    ///
+    /// # Errors
+    /// `already-exists`, `not-found` (parent folder or pool), `invalid-argument`, `limit`, `unavailable`.
+    pub async fn create_volume(&self, request: m::CreateVolumeRequest) -> Result<m::Volume, MdsCallError> {
+        let (path, size) = (request.path.clone(), request.size_bytes);
+        match self.create_volume_raw(request).await {
+            Err(e) if already_done(&e, MdsErrorKind::AlreadyExists) => {
+                let volume = self.stat_volume(m::StatVolumeRequest { path }).await?;
+                if volume.size_bytes == size { Ok(volume) } else { Err(e) }
+            }
+            other => other,
+        }
+    }
+
+    /// Deletes a volume that is detached and has neither snapshots nor clones.
+    ///
+    /// # Errors
+    /// `not-found`, `attached`, `in-use`, `wrong-owner`, `unavailable`.
+    pub async fn delete_volume(&self, request: m::DeleteVolumeRequest) -> Result<(), MdsCallError> {
+        match self.delete_volume_raw(request).await {
+            Err(e) if !already_done(&e, MdsErrorKind::NotFound) => Err(e),
+            _ => Ok(()),
+        }
+    }
+
+    /// Moves a volume to another path.
+    ///
+    /// # Errors
+    /// `not-found`, `already-exists`, `invalid-argument`, `unavailable`.
+    pub async fn rename_volume(&self, request: m::RenameVolumeRequest) -> Result<m::Volume, MdsCallError> {
+        let path = request.new_path.clone();
+        match self.rename_volume_raw(request).await {
+            Err(e) if already_done(&e, MdsErrorKind::NotFound) => {
+                self.stat_volume(m::StatVolumeRequest { path }).await.map_err(|_| e)
+            }
+            other => other,
+        }
+    }
+
+    /// Takes an exact snapshot; may hold the writes of an attached client for some milliseconds.
+    ///
+    /// # Errors
+    /// `not-found`, `already-exists`, `invalid-argument`, `unavailable`.
+    pub async fn create_snapshot(&self, request: m::CreateSnapshotRequest) -> Result<m::Snapshot, MdsCallError> {
+        let (path, name) = (request.path.clone(), request.name.clone());
+        match self.create_snapshot_raw(request).await {
+            Err(e) if already_done(&e, MdsErrorKind::AlreadyExists) => {
+                let list = self.list_snapshots(m::ListSnapshotsRequest { path }).await?;
+                list.snapshots.into_iter().find(|s| s.name == name).ok_or(e)
+            }
+            other => other,
+        }
+    }
+
+    /// Deletes a snapshot that has no children.
+    ///
+    /// # Errors
+    /// `not-found`, `in-use`, `unavailable`.
+    pub async fn delete_snapshot(&self, request: m::DeleteSnapshotRequest) -> Result<(), MdsCallError> {
+        match self.delete_snapshot_raw(request).await {
+            Err(e) if !already_done(&e, MdsErrorKind::NotFound) => Err(e),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes a lazy clone of a snapshot, or of the live volume when no snapshot is named.
+    ///
+    /// # Errors
+    /// `not-found`, `already-exists`, `limit`, `unavailable`.
+    pub async fn clone_volume(&self, request: m::CloneVolumeRequest) -> Result<m::Volume, MdsCallError> {
+        let (path, source) = (request.new_path.clone(), request.path.clone());
+        match self.clone_volume_raw(request).await {
+            Err(e) if already_done(&e, MdsErrorKind::AlreadyExists) => {
+                let volume = self.stat_volume(m::StatVolumeRequest { path }).await?;
+                let parent = volume.parent.split('@').next().unwrap_or_default();
+                if parent == source.trim_start_matches('/') { Ok(volume) } else { Err(e) }
+            }
+            other => other,
+        }
+    }
+
+    /// Takes a volume back to a snapshot of it.
+    ///
+    /// # Errors
+    /// `not-found`, `attached` (without `detach`), `limit`, `unavailable`.
+    pub async fn rollback_volume(&self, request: m::RollbackVolumeRequest) -> Result<m::Volume, MdsCallError> {
+        self.rollback_volume_raw(request).await
+    }
+
+    /// Makes a pool and its copysets.
+    ///
+    /// # Errors
+    /// `already-exists`, `no-space` (too few zones or chunkservers), `invalid-argument`, `unavailable`.
+    pub async fn create_pool(&self, request: m::CreatePoolRequest) -> Result<m::Pool, MdsCallError> {
+        let name = request.name.clone();
+        match self.create_pool_raw(request).await {
+            Err(e) if already_done(&e, MdsErrorKind::AlreadyExists) => {
+                let list = self.list_pools().await?;
+                list.pools.into_iter().find(|p| p.name == name).ok_or(e)
+            }
+            other => other,
+        }
+    }
+
+    /// Every chunkserver that ever registered.
+    ///
+    /// # Errors
+    /// `unavailable`.
+    pub async fn list_chunkservers(&self) -> Result<m::ChunkserverList, MdsCallError> {
+        self.call("list_chunkservers", |mut c| async move { c.list_chunkservers(m::Empty {}).await }).await
+    }
+
+    /// Every pool.
+    ///
+    /// # Errors
+    /// `unavailable`.
+    pub async fn list_pools(&self) -> Result<m::PoolList, MdsCallError> {
+        self.call("list_pools", |mut c| async move { c.list_pools(m::Empty {}).await }).await
+    }
+
+    /// Every copyset with replicas and the leader as last reported.
+    ///
+    /// # Errors
+    /// `unavailable`.
+    pub async fn list_copysets(&self) -> Result<m::CopysetList, MdsCallError> {
+        self.call("list_copysets", |mut c| async move { c.list_copysets(m::Empty {}).await }).await
+    }
+
+    /// The cluster at a glance.
+    ///
+    /// # Errors
+    /// `unavailable`.
+    pub async fn cluster_status(&self) -> Result<m::ClusterStatusReply, MdsCallError> {
+        self.call("cluster_status", |mut c| async move { c.cluster_status(m::Empty {}).await }).await
+    }
+}
