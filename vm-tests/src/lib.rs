@@ -1,1 +1,28 @@
-//! Under construction.
+//! Boots real guests under QEMU, and runs real Ogee daemons, for the tests in `tests/`.
+//!
+//! | module | what it gives |
+//! | --- | --- |
+//! | [`image`] | the golden image: kernel, busybox, boot loader and a data partition, made from Debian packages |
+//! | [`qemu`] | which QEMU, which accelerator, and the arguments for a disk |
+//! | [`vm`] | a running guest: wait for text, run commands, reboot, power off |
+//! | [`hammer`] | verified load in a guest |
+//! | [`cluster`] | a running Ogee cluster from the real binary: commands, kill, stop, restart |
+//! | [`vhost`] | a process that serves a disk on a vhost-user socket |
+//!
+//! Invariants of the whole crate: nothing started here outlives the test process, however that ends (children are tied to it by
+//! the kernel, detached daemons by [`reaper`]); every wait has a deadline and says in its error what it waited for and what it saw;
+//! nothing uses a fixed port or a path that two runs share, except the image cache, which has a lock.
+//! This is test support: it uses blocking IO and threads, and errors are `anyhow`.
+
+pub mod cluster;
+pub mod console;
+pub mod deadline;
+pub mod hammer;
+pub mod image;
+pub mod places;
+pub mod process;
+pub mod qemu;
+pub mod qmp;
+pub mod reaper;
+pub mod vhost;
+pub mod vm;

@@ -1,0 +1,99 @@
+//! Cleans up what is detached from the test process: daemons that `ogee dev up` leaves running, and the scratch folder.
+//!
+//! The reaper is a small shell process that waits for the end of its standard input, whose other end only the test process holds.
+//! So it acts when the test drops it, fails, is interrupted or is killed with SIGKILL. It kills the processes that are registered
+//! at that time, if they still run the registered program (a process id may be someone else's by then), and removes the folder.
+
+use crate::process::wait_exit;
+use anyhow::{Context, Result};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+/// File in the folder that names the registered processes, one a line.
+const PIDS: &str = ".reaper-pids";
+
+/// `$1` = folder, `$2` = program. Runs once its input has ended.
+const SCRIPT: &str = r#"
+trap '' HUP INT TERM
+while read -r line; do :; done
+for pid in $(cat "$1/.reaper-pids" 2>/dev/null); do
+    case $(readlink "/proc/$pid/exe" 2>/dev/null) in
+        "$2" | "$2 (deleted)") kill -KILL "$pid" 2>/dev/null ;;
+    esac
+done
+# A dying process may still make files; a few tries are enough.
+for try in 1 2 3 4 5 6 7 8 9 10; do rm -rf "$1" 2>/dev/null && break; sleep 0.2; done
+"#;
+
+/// Owns a folder and the detached processes that work in it.
+#[derive(Debug)]
+pub struct Reaper {
+    folder: PathBuf,
+    shell: Child,
+}
+
+impl Reaper {
+    /// Takes over `folder` and the processes of `program` (an absolute path) that will be registered.
+    ///
+    /// # Errors
+    /// When the shell cannot be started.
+    pub fn new(folder: &Path, program: &Path) -> Result<Self> {
+        let shell = Command::new("sh")
+            .args(["-c", SCRIPT, "reaper"])
+            .arg(folder)
+            .arg(program)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .context("start the reaper")?;
+        Ok(Self { folder: folder.to_owned(), shell })
+    }
+
+    /// Adds processes to those that must not survive.
+    ///
+    /// # Errors
+    /// When the list cannot be written.
+    pub fn register(&self, pids: impl IntoIterator<Item = u32>) -> Result<()> {
+        use std::io::Write;
+        let path = self.folder.join(PIDS);
+        let mut file = std::fs::File::options().append(true).create(true).open(&path).context("register processes")?;
+        for pid in pids {
+            writeln!(file, "{pid}").context("register processes")?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Reaper {
+    fn drop(&mut self) {
+        drop(self.shell.stdin.take());
+        if let Err(error) = wait_exit(&mut self.shell, "the reaper", Duration::from_secs(20)) {
+            eprintln!("{error:#}; {} stays", self.folder.display());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::process::{is_alive, kill_now};
+
+    #[test]
+    fn registered_processes_of_the_program_die_with_it_and_others_stay() {
+        let folder = tempfile::tempdir().unwrap().keep();
+        let sleep = std::fs::canonicalize("/bin/sleep").unwrap();
+        let mut ours = Command::new(&sleep).arg("600").spawn().unwrap();
+        let mut foreign = Command::new("tail").args(["-f", "/dev/null"]).spawn().unwrap();
+        let reaper = Reaper::new(&folder, &sleep).unwrap();
+        reaper.register([ours.id(), foreign.id()]).unwrap();
+        drop(reaper);
+        wait_exit(&mut ours, "the registered process", Duration::from_secs(10)).unwrap();
+        assert!(is_alive(foreign.id()));
+        assert!(!folder.exists());
+        kill_now(&mut foreign);
+    }
+}

@@ -1,0 +1,278 @@
+//! A guest: its QEMU, its serial line, its monitor.
+//!
+//! Commands go over the serial line to the shell that the guest's init gives. Each is framed by a pair of tags that the echo of the
+//! typed line does not contain, so that output, exit code and end of a command are certain whatever the terminal does.
+//!
+//! Life: `start` -> (`wait_ready` -> `run`* -> `reboot`)* -> `power_off` | `quit`. Dropping a guest at any point kills its QEMU; when it had
+//! not been ended in an orderly way, the end of its console is printed, because then a test is failing.
+
+use crate::console::Console;
+use crate::deadline::wait_for;
+use crate::image::READY_MARKER;
+use crate::process::{kill_now, tied, wait_exit};
+use crate::qemu::{Qemu, QemuDisk};
+use crate::qmp::Qmp;
+use crate::places;
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::json;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Stdio};
+use std::time::Duration;
+use tempfile::TempDir;
+
+/// From power-on to the shell. 3 to 4 s under TCG on a quiet machine; many times that on a loaded one.
+pub const BOOT_LIMIT: Duration = Duration::from_secs(90);
+/// For a command that does not say otherwise.
+pub const COMMAND_LIMIT: Duration = Duration::from_secs(60);
+/// Longest command line: the guest's line editor takes 1023 bytes, and the tags need some.
+const COMMAND_BYTES_MAX: usize = 900;
+
+/// What a command in the guest left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finished {
+    /// Its exit code.
+    pub code: i32,
+    /// What it printed, both streams, lines ended by `\n`.
+    pub output: String,
+}
+
+/// A running guest.
+#[derive(Debug)]
+pub struct Vm {
+    name: String,
+    child: Child,
+    keyboard: ChildStdin,
+    console: Console,
+    log: PathBuf,
+    scratch: TempDir,
+    commands: u64,
+    over: bool,
+}
+
+impl Vm {
+    /// Starts a guest with `disk` and waits for its shell. `name` must be unique among the tests: it names the console's log.
+    ///
+    /// # Errors
+    /// When QEMU does not start or the guest's shell does not come up within [`BOOT_LIMIT`].
+    pub fn boot(name: &str, disk: &QemuDisk) -> Result<Self> {
+        let mut vm = Self::start(name, disk)?;
+        vm.wait_ready()?;
+        Ok(vm)
+    }
+
+    /// Starts a guest with `disk` and returns at once.
+    ///
+    /// # Errors
+    /// When QEMU cannot be started.
+    pub fn start(name: &str, disk: &QemuDisk) -> Result<Self> {
+        let qemu = Qemu::find()?;
+        let scratch = places::scratch()?;
+        let log = places::logs()?.join(format!("{name}.console"));
+        let errors = File::create(Self::error_path(&scratch)).context("create QEMU's error log")?;
+        let mut child = tied(&qemu.binary)
+            .args(qemu.arguments(disk, &Self::qmp_path(&scratch)))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(errors)
+            .spawn()
+            .context("start QEMU")?;
+        let keyboard = child.stdin.take().context("QEMU's input is a pipe")?;
+        let screen = child.stdout.take().context("QEMU's output is a pipe")?;
+        let console = Console::collect(&format!("console of {name}"), screen, &log)?;
+        Ok(Self { name: name.to_owned(), child, keyboard, console, log, scratch, commands: 0, over: false })
+    }
+
+    /// Waits for the guest's shell, after a start or a reboot, and gives the guest's own uptime then.
+    ///
+    /// # Errors
+    /// When it does not come within [`BOOT_LIMIT`].
+    pub fn wait_ready(&mut self) -> Result<Duration> {
+        self.expect(READY_MARKER, BOOT_LIMIT)?;
+        let uptime = self.expect("\r\n", BOOT_LIMIT)?;
+        // The prompt: from now on a typed line is not lost.
+        self.expect("/ # ", BOOT_LIMIT)?;
+        let seconds: f64 = uptime.parse().with_context(|| format!("{} says its uptime is {uptime:?}", self.name))?;
+        Ok(Duration::from_secs_f64(seconds))
+    }
+
+    /// Waits until the console says `text`, takes it, and gives what came before it.
+    ///
+    /// # Errors
+    /// When QEMU ends or `limit` passes first; the error has the end of the console and what QEMU said.
+    pub fn expect(&mut self, text: &str, limit: Duration) -> Result<String> {
+        let name = &self.name;
+        let errors = Self::error_path(&self.scratch);
+        self.console.expect(text, limit).with_context(|| {
+            format!("guest {name}; QEMU's own messages: {:?}", std::fs::read_to_string(errors).unwrap_or_default().trim())
+        })
+    }
+
+    /// Runs a shell command in the guest.
+    ///
+    /// # Errors
+    /// When it does not end within [`COMMAND_LIMIT`]. A non-zero exit code is no error here; see [`Vm::run_ok`].
+    pub fn run(&mut self, command: &str) -> Result<Finished> {
+        self.run_within(command, COMMAND_LIMIT)
+    }
+
+    /// Runs a shell command in the guest that may take `limit`.
+    ///
+    /// # Errors
+    /// When it does not end in time.
+    pub fn run_within(&mut self, command: &str, limit: Duration) -> Result<Finished> {
+        self.commands += 1;
+        let tag = format!("{:04}", self.commands);
+        // The typed line has a quote inside each tag, so its echo is no tag.
+        let line = format!("echo B'EGIN-{tag}'; eval {}; echo E'ND-{tag}' $?\n", quoted(command));
+        ensure!(line.len() <= COMMAND_BYTES_MAX && !command.contains('\n'), "too long for one line, use put_file: {command:?}");
+        self.type_keys(&line)?;
+        self.expect(&format!("BEGIN-{tag}\r\n"), limit).with_context(|| format!("run {command:?}"))?;
+        let output = self.expect(&format!("END-{tag} "), limit).with_context(|| format!("run {command:?}"))?;
+        let code = self.expect("\r\n", limit)?;
+        let code = code.parse().with_context(|| format!("exit code of {command:?} is {code:?}"))?;
+        Ok(Finished { code, output: output.replace('\r', "") })
+    }
+
+    /// Runs a shell command in the guest and gives its output without the last line end.
+    ///
+    /// # Errors
+    /// When it fails or does not end within [`COMMAND_LIMIT`].
+    pub fn run_ok(&mut self, command: &str) -> Result<String> {
+        let done = self.run(command)?;
+        ensure!(done.code == 0, "guest {}: {command:?} ended with {}: {}", self.name, done.code, done.output.trim());
+        Ok(done.output.trim_end().to_owned())
+    }
+
+    /// Starts a shell command in the guest that goes on by itself; what it prints is lost.
+    ///
+    /// # Errors
+    /// When the guest does not answer.
+    pub fn spawn(&mut self, command: &str) -> Result<()> {
+        // In a shell of its own, so that the interactive one does not announce its end in the middle of other output.
+        self.run_ok(&format!("( ( {command} ) </dev/null >/dev/null 2>&1 & )")).map(drop)
+    }
+
+    /// Waits until a shell command in the guest succeeds.
+    ///
+    /// # Errors
+    /// When it does not within `limit`, or the guest does not answer.
+    pub fn wait_until(&mut self, command: &str, limit: Duration) -> Result<()> {
+        wait_for(&format!("{command:?} in guest {}", self.name.clone()), limit, || Ok((self.run(command)?.code == 0).then_some(())))
+    }
+
+    /// Writes a text file in the guest; for scripts too long for one line.
+    ///
+    /// # Errors
+    /// When the guest cannot write it.
+    pub fn put_file(&mut self, path: &str, text: &str) -> Result<()> {
+        self.run_ok(&format!(": >{path}"))?;
+        for line in text.lines() {
+            self.run_ok(&format!("echo {} >>{path}", quoted(line)))?;
+        }
+        Ok(())
+    }
+
+    /// Types keys into the serial line.
+    ///
+    /// # Errors
+    /// When QEMU is gone.
+    pub fn type_keys(&mut self, keys: &str) -> Result<()> {
+        self.keyboard.write_all(keys.as_bytes()).and_then(|()| self.keyboard.flush()).with_context(|| format!("type into {}", self.name))
+    }
+
+    /// Reboots the guest at once, as by a reset button: nothing is synced, and the BIOS boots from the disk again.
+    ///
+    /// # Errors
+    /// When the guest does not start again.
+    pub fn reboot(&mut self) -> Result<Duration> {
+        self.type_keys("reboot -f\n")?;
+        self.wait_ready()
+    }
+
+    /// Syncs, unmounts and powers the guest off, and waits until QEMU has ended.
+    ///
+    /// # Errors
+    /// When something of it fails.
+    pub fn power_off(mut self) -> Result<()> {
+        self.run_ok("sync; cd /; umount /mnt")?;
+        self.type_keys("poweroff -f\n")?;
+        let status = wait_exit(&mut self.child, &format!("QEMU of {}", self.name), COMMAND_LIMIT)?;
+        ensure!(status.success(), "QEMU of {} ended with {status}", self.name);
+        self.over = true;
+        Ok(())
+    }
+
+    /// Ends QEMU through its monitor, without a word to the guest: for the guest a power cut.
+    ///
+    /// # Errors
+    /// When QEMU does not end.
+    pub fn quit(mut self) -> Result<()> {
+        self.qmp()?.execute("quit", &json!({}))?;
+        wait_exit(&mut self.child, &format!("QEMU of {}", self.name), COMMAND_LIMIT)?;
+        self.over = true;
+        Ok(())
+    }
+
+    /// A new connection to QEMU's monitor.
+    ///
+    /// # Errors
+    /// When QEMU is gone.
+    pub fn qmp(&mut self) -> Result<Qmp> {
+        if let Some(status) = self.child.try_wait().context("look at QEMU")? {
+            bail!("QEMU of {} has ended with {status}", self.name);
+        }
+        Qmp::connect(&Self::qmp_path(&self.scratch))
+    }
+
+    /// Kernel messages that tell of trouble with the disk or the file system; empty when all is well.
+    ///
+    /// # Errors
+    /// When the guest does not answer.
+    pub fn disk_errors(&mut self) -> Result<String> {
+        let found = self.run("dmesg | grep -iE 'I/O error|blk_update_request|EXT4-fs (error|warning)|hung|blocked for more' | head -n 20")?;
+        Ok(found.output.trim().to_owned())
+    }
+
+    /// The whole console so far.
+    #[must_use]
+    pub fn console(&self) -> &Console {
+        &self.console
+    }
+
+    /// Process id of its QEMU.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The console's log file; it stays after the test.
+    #[must_use]
+    pub fn log(&self) -> &Path {
+        &self.log
+    }
+
+    fn qmp_path(scratch: &TempDir) -> PathBuf {
+        scratch.path().join("qmp.sock")
+    }
+
+    fn error_path(scratch: &TempDir) -> PathBuf {
+        scratch.path().join("qemu.err")
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        kill_now(&mut self.child);
+        if !self.over {
+            eprintln!("---- guest {} was not shut down; its console ends (all of it: {}):", self.name, self.log.display());
+            eprintln!("{}\n----", self.console.tail());
+        }
+    }
+}
+
+/// `text` as one word of a shell command.
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
