@@ -147,7 +147,7 @@ pub struct LayerHead {
 }
 
 impl LayerHead {
-    const BYTES: usize = 48;
+    const BYTES: usize = 52;
 
     fn put(&self, opcode: Opcode, count: usize, b: &mut BytesMut) {
         b.put_u8(opcode as u8);
@@ -205,7 +205,7 @@ impl WriteHead {
     /// Encodes the head.
     #[must_use]
     pub fn encode(&self) -> Bytes {
-        let mut b = BytesMut::with_capacity(LayerHead::BYTES + 4 + self.crcs.len() * 4);
+        let mut b = BytesMut::with_capacity(LayerHead::BYTES + self.crcs.len() * 4);
         self.at.put(Opcode::Write, self.crcs.len(), &mut b);
         self.crcs.iter().for_each(|c| b.put_u32_le(*c));
         b.freeze()
@@ -249,7 +249,7 @@ impl ZeroHead {
     /// Encodes the head.
     #[must_use]
     pub fn encode(&self) -> Bytes {
-        let mut b = BytesMut::with_capacity(LayerHead::BYTES + 4);
+        let mut b = BytesMut::with_capacity(LayerHead::BYTES);
         self.at.put(Opcode::Zero, 0, &mut b);
         b.freeze()
     }
@@ -296,7 +296,7 @@ impl ReadHead {
     /// Encodes the head.
     #[must_use]
     pub fn encode(&self) -> Bytes {
-        let mut b = BytesMut::with_capacity(LayerHead::BYTES + 4 + self.chain.len() * 16);
+        let mut b = BytesMut::with_capacity(LayerHead::BYTES + self.chain.len() * 16);
         self.at.put(Opcode::Read, self.chain.len(), &mut b);
         put_chain(&self.chain, &mut b);
         b.freeze()

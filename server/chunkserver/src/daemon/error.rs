@@ -1,0 +1,53 @@
+//! Why a chunkserver does not start or stops.
+
+use std::path::PathBuf;
+
+/// What an operator can act on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DaemonErrorKind {
+    /// The configuration has mistakes.
+    Config,
+    /// The data directory cannot be used: locked, foreign, wiped or damaged.
+    DataDir,
+    /// The listening address cannot be bound.
+    Listen,
+    /// The MDS refuses this disk.
+    Identity,
+    /// The disk failed; the process must not go on.
+    Disk,
+}
+
+/// A failure of the whole process.
+#[derive(Debug, thiserror::Error)]
+#[error("{verb} {}", .path.display())]
+pub struct DaemonError {
+    /// What an operator can act on.
+    pub kind: DaemonErrorKind,
+    /// What was tried, as "verb object".
+    pub verb: &'static str,
+    /// The file or directory concerned.
+    pub path: PathBuf,
+    /// Why it failed.
+    #[source]
+    pub source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+/// A reason that is a fixed sentence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Reason {
+    /// Files but no superblock.
+    #[error("it holds files but no superblock; give an empty directory, or the whole old one")]
+    NotEmpty,
+    /// Superblock of wrong length, magic or checksum.
+    #[error("the superblock is damaged; the disk can only come back empty, as a new one")]
+    DamagedSuperblock,
+    /// A superblock of a newer format.
+    #[error("the superblock has a format that this version does not know")]
+    NewerSuperblock,
+    /// The MDS knows another id for this disk.
+    #[error("the MDS knows this disk under another id or cluster")]
+    IdentityMismatch,
+    /// The log can be written no more.
+    #[error("the write-ahead log failed; see the log above for the cause")]
+    LogPoisoned,
+}
