@@ -376,11 +376,23 @@ pub async fn serve<H: Handler>(
             result
         }
     });
-    let result = serve_requests(&mut frames, &queue, &handler).await;
-    handler.closed();
-    queue.close();
-    writer.abort();
-    result
+    let _ending = Ending { writer, queue: queue.clone(), handler: &handler };
+    serve_requests(&mut frames, &queue, &handler).await
+}
+
+/// Ends both directions of a served connection, also when the serving task is aborted.
+struct Ending<'a, H: Handler> {
+    writer: JoinHandle<io::Result<()>>,
+    queue: Arc<SendQueue>,
+    handler: &'a H,
+}
+
+impl<H: Handler> Drop for Ending<'_, H> {
+    fn drop(&mut self) {
+        self.handler.closed();
+        self.queue.close();
+        self.writer.abort();
+    }
 }
 
 async fn serve_requests<H: Handler>(

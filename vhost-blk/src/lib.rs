@@ -1,1 +1,40 @@
-//! Under construction.
+//! A vhost-user-blk back end: serves a `BlockDevice` of the client SDK to a hypervisor over a UNIX socket.
+//!
+//! Called by the CLI's `vhost-blk` command. It knows virtio and vhost-user, but no chunk, copyset or Raft. Where to read:
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `server.rs` | socket, front ends one after another, stop |
+//! | `backend.rs` | what vhost-user-backend asks of a device; what happens to requests at a stop |
+//! | `queue_phase.rs` | life of one queue's loop (drawing) |
+//! | `queue_loop.rs` | one thread per queue: take chains, run them, answer |
+//! | `request.rs` | parser of descriptor chains (fuzzed) |
+//! | `guest_buffer.rs` | the copies from and to guest memory |
+//! | `execute.rs` | one request against the device |
+//! | `config_space.rs` | features and configuration space |
+//! | `socket.rs`, `stats.rs`, `hypervisor.rs` | listening socket, counters, QEMU and libvirt settings |
+//!
+//! Invariants across them: a guest's bytes never make the daemon panic, wait forever or allocate without bound; a failed
+//! IO is a status for one request and never ends a queue; a request is answered after the device completed it, never
+//! before. Deliberately absent: shared in-flight memory, the dirty log for live migration, packed rings, legacy drivers.
+
+mod backend;
+mod config_space;
+mod execute;
+mod guest_buffer;
+mod hypervisor;
+mod queue_loop;
+mod queue_phase;
+mod request;
+mod server;
+mod socket;
+mod stats;
+
+pub use guest_buffer::{ReplyArea, Segment, Segments};
+pub use hypervisor::{QemuOptions, QemuReconnect, libvirt_disk_xml, qemu_args};
+pub use request::{ByteRange, ID_BYTES, Operation, Parsed, Refusal, Request, Status, parse};
+pub use server::{
+    NUM_QUEUES_DEFAULT, QUEUE_SIZE_DEFAULT, ServeError, StopHandle, VhostBlkConfig, VhostBlkServer, serve,
+};
+pub use socket::{SOCKET_PATH_BYTES_MAX, SocketError};
+pub use stats::{KindCounts, RequestKind, VhostBlkStats};

@@ -6,6 +6,7 @@
 //! after the last checkpoint is applied again after a crash.
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use ogee_common::id::{ReplicaId, Term};
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -79,6 +80,16 @@ pub trait SnapshotSource: Send + Sync {
     /// # Errors
     /// When the sender cannot be reached or refuses; the install fails and is tried again by the leader.
     fn fetch(&self, request: Bytes) -> impl Future<Output = Result<Bytes, StateMachineError>> + Send;
+}
+
+/// The other side of [`SnapshotSource`]: answers a replica that installs a snapshot of this one. It is called while the
+/// state machine goes on applying, so it works on its own handle of the store.
+pub trait FetchHandler: Send + Sync + 'static {
+    /// Answers one request of a [`SnapshotSource::fetch`].
+    ///
+    /// # Errors
+    /// When the request makes no sense or the data cannot be read; the asker's install fails and is tried again.
+    fn fetch(&self, request: Bytes) -> BoxFuture<'_, Result<Bytes, StateMachineError>>;
 }
 
 /// A replicated state machine.
@@ -160,6 +171,12 @@ pub enum RaftError {
     /// Leadership was lost while the proposal was under way: its outcome is unknown.
     #[error("outcome unknown: leadership was lost")]
     Unknown,
+    /// Too much is proposed already. Nothing was proposed.
+    #[error("too many proposals")]
+    Overloaded,
+    /// The command is longer than [`ogee_common::limits::RAFT_COMMAND_BYTES_MAX`]. Nothing was proposed.
+    #[error("command too long")]
+    TooLong,
     /// The replica has stopped (disk failure or shutdown).
     #[error("the replica has stopped")]
     Stopped,

@@ -1,1 +1,34 @@
-//! Under construction.
+//! The one Raft layer of chunkservers and MDS: openraft behind a small facade.
+//!
+//! [`RaftProcess`] is one per process and owns the shared write-ahead log, the connections to other processes and the
+//! clock of all groups; [`RaftGroup`] is the handle of one replica. What is replicated is a [`StateMachine`]. Nothing
+//! outside this crate names openraft, so that it can be replaced. Invariants: a proposal is acknowledged only after a
+//! majority holds it durably and the leader has applied it; a read barrier succeeds only while no other leader can
+//! exist. Everything of one process runs on one tokio runtime, usually a current-thread one. Absent: what commands mean,
+//! where replicas are placed.
+
+mod alias;
+mod api;
+mod append_stream;
+mod codec;
+mod group;
+mod inbound;
+mod links;
+mod log_store;
+mod machine;
+mod network;
+mod poll_once;
+mod process;
+mod repair;
+mod snapshot;
+mod state;
+mod ticker;
+mod tuning;
+mod types;
+mod wal;
+
+pub use api::*;
+pub use group::RaftGroup;
+pub use process::{OpenError, PeerConnection, RaftProcess};
+pub use state::{GroupFailure, GroupState, GroupStatus, InitializeError, MembershipError};
+pub use tuning::{RaftTuning, TuningError};

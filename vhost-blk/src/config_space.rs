@@ -1,0 +1,184 @@
+//! Feature bits and configuration space of the device (virtio 1.2, 5.2.3 and 5.2.4).
+//!
+//! Called by the back end for the front end's GET_FEATURES, GET_CONFIG and SET_CONFIG. Invariants: the bytes are built
+//! from the device's size at the moment of the call; offset and length of a request are checked; the only writable field
+//! is the write cache. Deliberately absent: SIZE_MAX (Linux complains about values below 4,096 and needs none), geometry,
+//! secure erase, zones, lifetime.
+//!
+//! | bytes | field | value |
+//! | --- | --- | --- |
+//! | 0..8 | capacity | sectors of 512 bytes |
+//! | 8..12 | size_max | 0, not offered |
+//! | 12..16 | seg_max | queue size - 2 (header and status) |
+//! | 16..20 | geometry | 0, not offered |
+//! | 20..24 | blk_size | 512 |
+//! | 24 | physical_block_exp | 3: 4,096 bytes |
+//! | 25 | alignment_offset | 0 |
+//! | 26..28, 28..32 | min_io_size, opt_io_size | 8 and 0 blocks: 4 KiB, none |
+//! | 32 | writeback | 1, or 0 after the guest asked for write-through |
+//! | 34..36 | num_queues | |
+//! | 36..40, 40..44, 44..48 | discard: sectors, ranges, alignment | [`VHOST_ZERO_SECTORS_MAX`], [`VHOST_ZERO_RANGES_MAX`], 8 |
+//! | 48..52, 52..56, 56 | write-zeroes: sectors, ranges, may unmap | the same, 1 |
+//! | 57..256 | padding | 0 |
+
+use ogee_client::DeviceInfo;
+use ogee_common::limits::{PAGE_BYTES, SECTOR_BYTES, VHOST_ZERO_RANGES_MAX, VHOST_ZERO_SECTORS_MAX};
+use std::sync::atomic::{AtomicBool, Ordering};
+use vhost::vhost_user::message::VhostUserVirtioFeatures;
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ,
+    VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
+};
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+
+/// Bytes a front end may ask for: 256, the largest space of the vhost-user specification. The rest after our fields is 0.
+const SPACE_BYTES: usize = 256;
+/// Position of the write cache byte.
+const WRITEBACK_AT: u32 = 32;
+/// Logical blocks per physical block, as a power of two.
+const PHYSICAL_BLOCK_EXP: u8 = 3;
+const _: () = assert!(SECTOR_BYTES << PHYSICAL_BLOCK_EXP == PAGE_BYTES);
+
+/// The bit of `VIRTIO_F_VERSION_1`.
+pub(crate) const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
+
+/// The feature bits the device offers.
+pub(crate) fn offered_features(info: &DeviceInfo) -> u64 {
+    let always = [
+        VIRTIO_F_VERSION_1,
+        VIRTIO_RING_F_INDIRECT_DESC,
+        VIRTIO_RING_F_EVENT_IDX,
+        VIRTIO_BLK_F_SEG_MAX,
+        VIRTIO_BLK_F_BLK_SIZE,
+        VIRTIO_BLK_F_TOPOLOGY,
+        VIRTIO_BLK_F_FLUSH,
+        VIRTIO_BLK_F_CONFIG_WCE,
+        VIRTIO_BLK_F_MQ,
+    ];
+    let by_access: &[u32] =
+        if info.read_only { &[VIRTIO_BLK_F_RO] } else { &[VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_WRITE_ZEROES] };
+    let bits = always.iter().chain(by_access).fold(0, |bits, bit| bits | 1_u64 << bit);
+    bits | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
+}
+
+/// Why a write to the configuration space is refused.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("write {len} bytes at {offset} of the configuration space: only the write cache byte may be set, to 0 or 1")]
+pub(crate) struct ConfigWriteError {
+    offset: u32,
+    len: usize,
+}
+
+/// The configuration space of one front end's device.
+#[derive(Debug)]
+pub(crate) struct ConfigSpace {
+    num_queues: u16,
+    seg_max: u32,
+    /// Only remembered: a completed write is durable in either mode (the promise of `BlockDevice`), so that flushes may
+    /// be left out in write-through mode.
+    writeback: AtomicBool,
+}
+
+impl ConfigSpace {
+    pub(crate) fn new(num_queues: u16, queue_size: u16) -> Self {
+        let seg_max = u32::from(queue_size.saturating_sub(2)).max(1);
+        Self { num_queues, seg_max, writeback: AtomicBool::new(true) }
+    }
+
+    /// `len` bytes from `offset` on; empty if that is outside of the space, which the front end takes as a refusal.
+    pub(crate) fn read(&self, info: &DeviceInfo, offset: u32, len: u32) -> Vec<u8> {
+        let range = usize::try_from(offset).ok().zip(offset.checked_add(len).and_then(|end| usize::try_from(end).ok()));
+        let bytes = self.bytes(info);
+        range.and_then(|(start, end)| bytes.get(start..end)).map(<[u8]>::to_vec).unwrap_or_default()
+    }
+
+    /// Sets the write cache byte.
+    pub(crate) fn write(&self, offset: u32, data: &[u8]) -> Result<(), ConfigWriteError> {
+        match (offset, data) {
+            (WRITEBACK_AT, [mode @ (0 | 1)]) => {
+                self.writeback.store(*mode == 1, Ordering::Relaxed);
+                Ok(())
+            }
+            _ => Err(ConfigWriteError { offset, len: data.len() }),
+        }
+    }
+
+    fn bytes(&self, info: &DeviceInfo) -> [u8; SPACE_BYTES] {
+        let mut bytes = [0; SPACE_BYTES];
+        let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+        put(0, &(info.size_bytes / u64::from(SECTOR_BYTES)).to_le_bytes());
+        put(12, &self.seg_max.to_le_bytes());
+        put(20, &SECTOR_BYTES.to_le_bytes());
+        put(24, &[PHYSICAL_BLOCK_EXP]);
+        put(26, &(1_u16 << PHYSICAL_BLOCK_EXP).to_le_bytes());
+        put(32, &[u8::from(self.writeback.load(Ordering::Relaxed))]);
+        put(34, &self.num_queues.to_le_bytes());
+        if !info.read_only {
+            put(36, &VHOST_ZERO_SECTORS_MAX.to_le_bytes());
+            put(40, &VHOST_ZERO_RANGES_MAX.to_le_bytes());
+            put(44, &(1_u32 << PHYSICAL_BLOCK_EXP).to_le_bytes());
+            put(48, &VHOST_ZERO_SECTORS_MAX.to_le_bytes());
+            put(52, &VHOST_ZERO_RANGES_MAX.to_le_bytes());
+            put(56, &[1]);
+        }
+        bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn info(read_only: bool) -> DeviceInfo {
+        DeviceInfo { size_bytes: 0x1_2345_6789 * 512, read_only, serial: String::new() }
+    }
+
+    #[test]
+    fn both_lengths_that_front_ends_ask_for_are_answered() {
+        let space = ConfigSpace::new(3, 128);
+        for len in [57, 60, 256] {
+            let bytes = space.read(&info(false), 0, len);
+            assert_eq!(bytes.len(), len as usize);
+            assert_eq!(bytes[0..8], 0x1_2345_6789_u64.to_le_bytes());
+            assert_eq!(bytes[12..16], 126_u32.to_le_bytes());
+            assert_eq!(bytes[20..24], 512_u32.to_le_bytes());
+            assert_eq!(bytes[24], 3);
+            assert_eq!(bytes[32], 1);
+            assert_eq!(bytes[34..36], [3, 0]);
+            assert_eq!(bytes[36..40], 0x0020_0000_u32.to_le_bytes());
+            assert_eq!(bytes[56], 1);
+        }
+        assert_eq!(space.read(&info(false), 34, 2), [3, 0]);
+    }
+
+    #[test]
+    fn reads_outside_are_refused() {
+        let space = ConfigSpace::new(1, 128);
+        for (offset, len) in [(0, 257), (256, 1), (250, 7), (u32::MAX, 1), (1, u32::MAX)] {
+            assert!(space.read(&info(false), offset, len).is_empty(), "{len} at {offset}");
+        }
+    }
+
+    #[test]
+    fn only_the_write_cache_can_be_written() {
+        let space = ConfigSpace::new(1, 128);
+        space.write(32, &[0]).unwrap();
+        assert_eq!(space.read(&info(false), 32, 1), [0]);
+        space.write(32, &[1]).unwrap();
+        assert_eq!(space.read(&info(false), 32, 1), [1]);
+        for (offset, data) in [(32, &[2_u8][..]), (32, &[0, 0]), (0, &[0]), (33, &[1]), (32, &[]), (u32::MAX, &[1])] {
+            assert_eq!(space.write(offset, data), Err(ConfigWriteError { offset, len: data.len() }));
+        }
+    }
+
+    #[test]
+    fn read_only_is_offered_instead_of_discard() {
+        let writable = offered_features(&info(false));
+        let read_only = offered_features(&info(true));
+        assert_eq!(writable & 1 << VIRTIO_BLK_F_RO, 0);
+        assert_ne!(read_only & 1 << VIRTIO_BLK_F_RO, 0);
+        assert_eq!(read_only & (1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES), 0);
+        assert_ne!(writable & VERSION_1, 0);
+    }
+}

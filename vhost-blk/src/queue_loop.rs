@@ -1,0 +1,262 @@
+//! The loop of one virtqueue: takes chains, runs them against the device, answers them. One thread per queue.
+//!
+//! Called by the back end when a ring starts; returns when the ring stops. While the ring runs the thread never goes back
+//! to the event loop of vhost-user-backend: it polls the kick, the requests in flight and the device's sockets in one
+//! tokio runtime, so a request stays on the thread that received it and the device's connections are looked after even
+//! when the guest is idle.
+//!
+//! Invariants:
+//! - The kick eventfd is never read here, only its edges are watched: the crate's event loop reads it when it is
+//!   readable, and would block, or end the thread, if somebody had emptied it in between.
+//! - The lock of the ring is held for taking and for answering a batch, never across an await or a copy of payload.
+//! - A chain that was taken is answered exactly once, unless the phase says that guest memory belongs to somebody else.
+//! - In flight are at most as many chains as the ring has entries, and [`VHOST_QUEUE_BYTES_MAX`] bytes of payload plus
+//!   one request.
+
+use crate::execute::{Finished, execute};
+use crate::queue_phase::{Phase, QueuePhase};
+use crate::request::{Parsed, Refusal, Request, Status, parse};
+use crate::stats::{RequestKind, VhostBlkStats};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use ogee_client::BlockDevice;
+use ogee_common::limits::VHOST_QUEUE_BYTES_MAX;
+use std::collections::VecDeque;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::futures::Notified;
+use vhost_user_backend::{VringMutex, VringT};
+use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
+use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
+use vmm_sys_util::event::EventConsumer;
+
+/// The ring of this crate.
+pub(crate) type Vring = VringMutex<GuestMemoryAtomic<GuestMemoryMmap>>;
+type Chain = DescriptorChain<Arc<GuestMemoryMmap>>;
+
+/// Why the ring gives no further chains.
+#[derive(Debug, thiserror::Error)]
+enum RingError {
+    /// The driver's index runs ahead by more than the ring has entries, or the ring is not in guest memory.
+    #[error("read available ring")]
+    Queue(#[source] virtio_queue::Error),
+    /// An entry that is announced cannot be read.
+    #[error("read available ring: entry {next_avail} is not readable")]
+    Entry { next_avail: u16 },
+}
+
+/// Whether the ring may have further chains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum RingState {
+    /// All there is was taken, and the driver will kick for more.
+    Open,
+    /// No room; take again after a completion.
+    Full,
+    /// Not started, not enabled or broken.
+    Shut,
+}
+
+/// What becomes of a chain that was taken.
+enum Begun {
+    /// To be run, with the head of its chain.
+    Run(u16, Request),
+    /// Answered without the device.
+    Answer(Finished),
+}
+
+/// What the loop works with.
+pub(crate) struct QueueLoop<'a, D> {
+    pub(crate) index: usize,
+    pub(crate) device: &'a D,
+    pub(crate) stats: &'a VhostBlkStats,
+    pub(crate) phase: &'a QueuePhase,
+    pub(crate) vring: &'a Vring,
+    pub(crate) memory: &'a GuestMemoryAtomic<GuestMemoryMmap>,
+    /// Whether the driver negotiated virtio 1.0; requests of a legacy driver fail.
+    pub(crate) modern: bool,
+    /// Set once a broken ring was reported, so that each kick does not write a line.
+    pub(crate) reported: &'a AtomicBool,
+}
+
+/// The kick of a ring that is started and enabled.
+pub(crate) fn started_kick(vring: &Vring) -> std::io::Result<Option<EventConsumer>> {
+    let ring = vring.get_ref();
+    match ring.get_kick() {
+        Some(kick) if ring.get_queue().ready() && ring.is_enabled() => kick.try_clone().map(Some),
+        _ => Ok(None),
+    }
+}
+
+/// Watches the edges of a kick.
+#[expect(deprecated, reason = "the successor wants `AsFd`, which `EventConsumer` lacks; it owns its descriptor, so the call is sound")]
+fn watch(kick: EventConsumer) -> std::io::Result<AsyncFd<EventConsumer>> {
+    AsyncFd::with_interest(kick, Interest::READABLE)
+}
+
+impl<D: BlockDevice> QueueLoop<'_, D> {
+    /// Runs until the ring stops and nothing is in flight.
+    ///
+    /// # Errors
+    /// The kick cannot be watched; nothing was taken then.
+    pub(crate) async fn run(&self, kick: EventConsumer) -> std::io::Result<()> {
+        let kick = watch(kick)?;
+        let mut changed = std::pin::pin!(self.phase.changed());
+        let mut in_flight = FuturesUnordered::new();
+        let mut waiting = VecDeque::new();
+        let mut finished = Vec::new();
+        let mut payload_bytes = 0;
+        let mut ring = RingState::Open;
+        loop {
+            let phase = self.phase.get();
+            match phase {
+                Phase::Abandoning => return Ok(()),
+                Phase::Discarding => waiting.clear(),
+                Phase::Running if ring != RingState::Shut => ring = self.take(&mut waiting, in_flight.len()),
+                Phase::Idle | Phase::Running | Phase::Draining => {}
+            }
+            while payload_bytes < VHOST_QUEUE_BYTES_MAX {
+                let Some((chain, memory)) = waiting.pop_front() else { break };
+                match self.begin(chain, &memory) {
+                    Begun::Run(head, request) => {
+                        payload_bytes += request.operation.payload_bytes();
+                        in_flight.push(execute(self.device, self.stats, head, request, memory));
+                    }
+                    Begun::Answer(refused) => finished.push(refused),
+                }
+            }
+            let stopped = phase != Phase::Running || ring == RingState::Shut;
+            if finished.is_empty() {
+                if stopped && in_flight.is_empty() && waiting.is_empty() {
+                    return Ok(());
+                }
+                poll_fn(|cx| Self::poll_turn(cx, &kick, changed.as_mut(), &mut in_flight, &mut finished)).await;
+                if changed.as_mut().enable() {
+                    changed.set(self.phase.changed());
+                }
+            }
+            payload_bytes -= finished.iter().map(|done: &Finished| done.payload_bytes).sum::<usize>();
+            self.answer(&mut finished);
+        }
+    }
+
+    /// One wait: everything that is finished, or a kick, or a change of phase.
+    fn poll_turn<F>(
+        cx: &mut Context<'_>,
+        kick: &AsyncFd<EventConsumer>,
+        changed: Pin<&mut Notified<'_>>,
+        in_flight: &mut FuturesUnordered<F>,
+        finished: &mut Vec<Finished>,
+    ) -> Poll<()>
+    where
+        F: Future<Output = Finished>,
+    {
+        let mut woken = changed.poll(cx).is_ready();
+        while let Poll::Ready(Some(done)) = in_flight.poll_next_unpin(cx) {
+            finished.push(done);
+        }
+        woken |= !finished.is_empty();
+        // The edge is cleared before the ring is looked at; a kick after that makes a new edge.
+        if let Poll::Ready(Ok(mut guard)) = kick.poll_read_ready(cx) {
+            guard.clear_ready();
+            woken = true;
+        }
+        if woken { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    /// Takes chains from the ring as long as there is room.
+    fn take(&self, waiting: &mut VecDeque<(Chain, Arc<GuestMemoryMmap>)>, in_flight: usize) -> RingState {
+        match self.try_take(waiting, in_flight) {
+            Ok(state) => state,
+            Err(error) => {
+                if !self.reported.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(target: "datapath", queue = self.index, %error, source = ?std::error::Error::source(&error),
+                        "broken virtqueue, not served until the driver resets it");
+                }
+                RingState::Shut
+            }
+        }
+    }
+
+    fn try_take(
+        &self,
+        waiting: &mut VecDeque<(Chain, Arc<GuestMemoryMmap>)>,
+        in_flight: usize,
+    ) -> Result<RingState, RingError> {
+        let mut ring = self.vring.get_mut();
+        if !ring.is_enabled() || !ring.get_queue().ready() {
+            return Ok(RingState::Shut);
+        }
+        let memory = self.memory.memory().into_inner();
+        let room = usize::from(ring.get_queue().size());
+        loop {
+            ring.disable_notification().map_err(RingError::Queue)?;
+            let before = waiting.len();
+            let queue = ring.get_queue_mut();
+            let chains = queue.iter(Arc::clone(&memory)).map_err(RingError::Queue)?;
+            for chain in chains.take(room.saturating_sub(in_flight + before)) {
+                waiting.push_back((chain, Arc::clone(&memory)));
+            }
+            if in_flight + waiting.len() >= room {
+                return Ok(RingState::Full);
+            }
+            if !ring.enable_notification().map_err(RingError::Queue)? {
+                return Ok(RingState::Open);
+            }
+            if waiting.len() == before {
+                return Err(RingError::Entry { next_avail: ring.get_queue().next_avail() });
+            }
+        }
+    }
+
+    /// Parses a chain.
+    fn begin(&self, chain: Chain, memory: &Arc<GuestMemoryMmap>) -> Begun {
+        let head = chain.head_index();
+        let refuse = |reply, status| Begun::Answer(Finished::refused(head, Arc::clone(memory), reply, status));
+        match parse(chain) {
+            Parsed::Request(request) if self.modern => Begun::Run(head, request),
+            Parsed::Request(request) => {
+                self.stats.count_error(RequestKind::Malformed);
+                refuse(request.reply, Status::IoError)
+            }
+            Parsed::Refused { reply, refusal } => {
+                self.count_refusal(&refusal);
+                refuse(reply, refusal.status())
+            }
+            Parsed::Unanswerable(refusal) => {
+                self.count_refusal(&refusal);
+                Begun::Answer(Finished::unanswerable(head, Arc::clone(memory)))
+            }
+        }
+    }
+
+    fn count_refusal(&self, refusal: &Refusal) {
+        self.stats.count_error(RequestKind::Malformed);
+        tracing::debug!(target: "datapath", queue = self.index, %refusal, "chain refused");
+    }
+
+    /// Answers a batch: replies first, then the used ring under its lock, then at most one interrupt.
+    fn answer(&self, finished: &mut Vec<Finished>) {
+        let phase = self.phase.get();
+        if finished.is_empty() || !matches!(phase, Phase::Running | Phase::Draining) {
+            finished.clear();
+            return;
+        }
+        let used: Vec<(u16, u32)> = finished.drain(..).map(|done| (done.head, done.write_reply())).collect();
+        let mut ring = self.vring.get_mut();
+        for (head, len) in used {
+            if let Err(error) = ring.add_used(head, len) {
+                tracing::debug!(target: "datapath", queue = self.index, head, %error, "used ring refused an entry");
+            }
+        }
+        // An interrupt too many is harmless, one too few hangs the guest.
+        if ring.needs_notification().unwrap_or(true)
+            && let Err(error) = ring.signal_used_queue()
+        {
+            tracing::debug!(target: "datapath", queue = self.index, %error, "interrupt not sent");
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! The listening UNIX socket: made with care for what is at its path already, removed at the end.
+//!
+//! Called by the server. Invariants: only a socket that nobody listens on is replaced, never a file and never a live
+//! socket; at the end only the socket that was made here is removed, not one that somebody put in its place.
+
+use std::fs::{self, Metadata, Permissions};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+/// Bytes of a socket path: `sun_path` has 108 with the terminator (unix(7)).
+pub const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+/// Why a socket could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    /// Longer than [`SOCKET_PATH_BYTES_MAX`].
+    #[error("listen on {path}: the path has {len} bytes, a socket path at most {SOCKET_PATH_BYTES_MAX}")]
+    PathTooLong {
+        /// The path.
+        path: PathBuf,
+        /// Its bytes.
+        len: usize,
+    },
+    /// The directory does not exist or is not a directory.
+    #[error("listen on {path}: there is no such directory")]
+    NoDirectory {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Another process listens there.
+    #[error("listen on {path}: another process serves this socket")]
+    InUse {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Something that is not a socket is there.
+    #[error("listen on {path}: there is a file that is not a socket")]
+    NotASocket {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A system call failed.
+    #[error("{verb} {path}")]
+    Io {
+        /// What was tried.
+        verb: &'static str,
+        /// The path.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A listening socket that removes its path when dropped.
+#[derive(Debug)]
+pub(crate) struct BoundSocket {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+impl BoundSocket {
+    /// Listens at `path`, with the permission bits `mode` if given, else as the umask has it.
+    ///
+    /// # Errors
+    /// See [`SocketError`].
+    pub(crate) fn bind(path: &Path, mode: Option<u32>) -> Result<(Self, UnixListener), SocketError> {
+        let io_error = |verb| move |source| SocketError::Io { verb, path: path.to_owned(), source };
+        let len = path.as_os_str().len();
+        if len > SOCKET_PATH_BYTES_MAX {
+            return Err(SocketError::PathTooLong { path: path.to_owned(), len });
+        }
+        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if !directory.is_dir() {
+            return Err(SocketError::NoDirectory { path: path.to_owned() });
+        }
+        remove_stale(path)?;
+        let listener = UnixListener::bind(path).map_err(|source| match source.kind() {
+            io::ErrorKind::AddrInUse => SocketError::InUse { path: path.to_owned() },
+            _ => io_error("listen on")(source),
+        })?;
+        let metadata = fs::symlink_metadata(path).map_err(io_error("look at"))?;
+        let socket = Self { path: path.to_owned(), device: metadata.dev(), inode: metadata.ino() };
+        if let Some(mode) = mode {
+            fs::set_permissions(path, Permissions::from_mode(mode)).map_err(io_error("set the mode of"))?;
+        }
+        Ok((socket, listener))
+    }
+
+    fn is(&self, metadata: &Metadata) -> bool {
+        metadata.dev() == self.device && metadata.ino() == self.inode
+    }
+}
+
+impl Drop for BoundSocket {
+    fn drop(&mut self) {
+        if fs::symlink_metadata(&self.path).is_ok_and(|metadata| self.is(&metadata))
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            tracing::warn!(target: "controlpath", path = %self.path.display(), %error, "socket not removed");
+        }
+    }
+}
+
+/// Removes a socket that nobody listens on.
+fn remove_stale(path: &Path) -> Result<(), SocketError> {
+    let metadata = match fs::symlink_metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(source) => return Err(SocketError::Io { verb: "look at", path: path.to_owned(), source }),
+    };
+    if !metadata.file_type().is_socket() {
+        return Err(SocketError::NotASocket { path: path.to_owned() });
+    }
+    match UnixStream::connect(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            let failed = |source| SocketError::Io { verb: "remove stale socket", path: path.to_owned(), source };
+            fs::remove_file(path).map_err(failed)
+        }
+        Ok(_) => Err(SocketError::InUse { path: path.to_owned() }),
+        Err(source) => Err(SocketError::Io { verb: "probe", path: path.to_owned(), source }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(path.exists(), "a closed listener leaves its socket");
+        let (socket, _listener) = BoundSocket::bind(&path, Some(0o600)).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(matches!(BoundSocket::bind(&path, None), Err(SocketError::InUse { .. })));
+        drop(socket);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn files_are_never_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("precious");
+        fs::write(&path, "data").unwrap();
+        assert!(matches!(BoundSocket::bind(&path, None), Err(SocketError::NotASocket { .. })));
+        assert_eq!(fs::read(&path).unwrap(), b"data");
+
+        let path = dir.path().join("s");
+        let (socket, _listener) = BoundSocket::bind(&path, None).unwrap();
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "other").unwrap();
+        drop(socket);
+        assert_eq!(fs::read(&path).unwrap(), b"other", "what took the socket's place stays");
+    }
+
+    #[test]
+    fn a_missing_directory_and_a_long_path_are_told_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let missing = dir.path().join("no/s");
+        assert!(matches!(BoundSocket::bind(&missing, None), Err(SocketError::NoDirectory { .. })));
+        let long = dir.path().join("x".repeat(SOCKET_PATH_BYTES_MAX));
+        let error = BoundSocket::bind(&long, None).unwrap_err();
+        assert!(error.to_string().contains("at most 107"), "{error}");
+    }
+}
