@@ -1,0 +1,129 @@
+//! The fault seam: a plan of failures that a test hands to a [`crate::DataDir`]; every operation on it asks the plan.
+//!
+//! In production there is no plan and the question is one test of an `Option`. A rule matches by operation and by a
+//! part of the path, lets `skip` operations pass, then strikes `times` times. Rules are asked in the order they were
+//! added and the first that strikes decides. Deliberately absent: reordering of writes; a torn write or a lost one
+//! is enough for a log that has one write in flight.
+
+use crate::error::DiskError;
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Operations that can be made to fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskOp {
+    /// Create a file or directory, or reserve its space.
+    Create,
+    /// Read from a file.
+    Read,
+    /// Write to a file.
+    Write,
+    /// Make data durable.
+    Sync,
+    /// Punch a hole.
+    Punch,
+    /// Rename a file.
+    Rename,
+    /// Remove a file.
+    Unlink,
+}
+
+/// What happens instead of the operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// Fails with this errno and has no effect.
+    Errno(i32),
+    /// A write stores only its first `bytes` bytes (rounded down to sectors in log files) and reports a short write.
+    Torn {
+        /// Bytes that reach the file.
+        bytes: usize,
+    },
+}
+
+/// One planned failure.
+#[derive(Debug, Clone)]
+pub struct FaultRule {
+    /// The operation that fails.
+    pub op: DiskOp,
+    /// A part of the path; empty matches all.
+    pub path_contains: String,
+    /// Matching operations that pass first.
+    pub skip: u64,
+    /// Matching operations that then fail; `u64::MAX` for all.
+    pub times: u64,
+    /// What happens.
+    pub fault: Fault,
+}
+
+/// A set of planned failures, shared by the test and the disk.
+#[derive(Debug, Default)]
+pub struct FaultPlan {
+    rules: Mutex<Vec<FaultRule>>,
+    struck: std::sync::atomic::AtomicU64,
+}
+
+impl FaultPlan {
+    /// A plan without rules.
+    #[must_use]
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// Adds a rule behind the others.
+    pub fn add(&self, rule: FaultRule) {
+        self.rules.lock().unwrap_or_else(PoisonError::into_inner).push(rule);
+    }
+
+    /// All operations succeed again.
+    pub fn clear(&self) {
+        self.rules.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// Failures so far.
+    #[must_use]
+    pub fn struck(&self) -> u64 {
+        self.struck.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    fn ask(&self, op: DiskOp, path: &Path) -> Option<Fault> {
+        let mut rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = path.to_string_lossy();
+        for rule in rules.iter_mut().filter(|r| r.op == op && path.contains(&r.path_contains)) {
+            if rule.skip > 0 {
+                rule.skip -= 1;
+            } else if rule.times > 0 {
+                rule.times -= 1;
+                self.struck.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                return Some(rule.fault);
+            }
+        }
+        None
+    }
+}
+
+/// What each file and directory carries: usually nothing.
+pub(crate) type Faults = Option<Arc<FaultPlan>>;
+
+/// Asks the plan before an operation that cannot be torn.
+pub(crate) fn check(faults: &Faults, op: DiskOp, what: &'static str, path: &Path) -> Result<(), DiskError> {
+    match faults.as_ref().and_then(|plan| plan.ask(op, path)) {
+        None => Ok(()),
+        Some(Fault::Errno(errno)) => Err(DiskError::new(what, path, io::Error::from_raw_os_error(errno))),
+        Some(Fault::Torn { .. }) => Err(DiskError::new(what, path, io::Error::from_raw_os_error(libc::EIO))),
+    }
+}
+
+/// Asks the plan before a write; `Ok(Some(n))` says that only `n` bytes may reach the file.
+pub(crate) fn check_write(faults: &Faults, what: &'static str, path: &Path) -> Result<Option<usize>, DiskError> {
+    match faults.as_ref().and_then(|plan| plan.ask(DiskOp::Write, path)) {
+        None => Ok(None),
+        Some(Fault::Errno(errno)) => Err(DiskError::new(what, path, io::Error::from_raw_os_error(errno))),
+        Some(Fault::Torn { bytes }) => Ok(Some(bytes)),
+    }
+}
+
+/// The error of a write that stored less than it was given.
+pub(crate) fn short_write(what: &'static str, path: &Path) -> DiskError {
+    DiskError::new(what, path, io::Error::from(io::ErrorKind::WriteZero))
+}
