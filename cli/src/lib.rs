@@ -1,1 +1,120 @@
-//! Under construction.
+//! The `ogee` command: parse the arguments, do one thing, say how it went.
+//!
+//! | file or folder | what |
+//! | --- | --- |
+//! | `args.rs` | the command line as a whole; arguments of a group are in the group's file |
+//! | `connect.rs`, `open.rs` | which cluster; open and close a volume |
+//! | `cluster.rs` | `status`, `cluster`, `pool` |
+//! | `volume.rs`, `snapshot.rs` | `volume`; `snapshot`, `clone`, `rollback` |
+//! | `image/`, `qcow2/`, `sparse.rs` | `image import`; the qcow2 format; holes and zeros |
+//! | `export/`, `checksum.rs`, `copy_out.rs` | `export`, `checksum`; reading a whole volume in order |
+//! | `vhost.rs` | `vhost-blk` |
+//! | `dev/` | `dev`: a cluster on this machine |
+//! | `daemon/` | `mds`, `chunkserver` |
+//! | `error.rs`, `sdk_error.rs` | exit codes and the one line of an error |
+//! | `output/`, `logging.rs`, `signals.rs`, `names.rs` | tables, JSON, progress; logs; signals; names |
+//!
+//! Invariants: an error is exactly one line on standard error, and its exit code is the one `ogee --help` documents;
+//! nothing is printed on standard output by a command that fails; a name or size is checked before anything is done;
+//! the command never panics on input. Deliberately absent: policy of any kind (it is the servers') and retries (the SDK's).
+
+mod args;
+mod checksum;
+mod cluster;
+mod connect;
+mod copy_out;
+mod daemon;
+mod dev;
+mod error;
+mod export;
+mod image;
+mod logging;
+mod names;
+mod open;
+mod output;
+pub mod qcow2;
+mod sdk_error;
+mod signals;
+mod snapshot;
+mod sparse;
+mod vhost;
+mod volume;
+
+use args::{Cli, Command, Parsed};
+use connect::Context;
+use error::{CliError, ErrorKind};
+use output::Output;
+use std::ffi::OsString;
+use std::future::Future;
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Blocking work that is under way when a command ends gets this long; it is only reading or writing files then.
+const BLOCKING_END_LIMIT: Duration = Duration::from_secs(5);
+
+/// Runs the command of these arguments (the program's name first) and says what went wrong, if anything did.
+#[must_use]
+pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let arguments: Vec<OsString> = arguments.collect();
+    // Arguments that do not parse may still say how the error is wanted.
+    let json = arguments.iter().any(|a| a == "--json");
+    match parse_and_act(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nobody reads standard error: the exit code remains.
+            let _ = writeln!(std::io::stderr(), "{}", error.render(json));
+            ExitCode::from(error.kind().exit_code())
+        }
+    }
+}
+
+fn parse_and_act(arguments: Vec<OsString>) -> Result<(), CliError> {
+    match args::parse(arguments)? {
+        Parsed::Show(text) => Output::new(false).say(&text),
+        Parsed::Run(cli) => act(*cli),
+    }
+}
+
+fn act(cli: Cli) -> Result<(), CliError> {
+    let context = Context { out: Output::new(cli.global.json), global: cli.global };
+    match cli.command {
+        Command::Mds(args) => daemon::mds::run(&args),
+        Command::Chunkserver(args) => daemon::chunkserver::run(&args),
+        command => {
+            logging::start_for_command();
+            on_runtime(act_as_client(context, command))
+        }
+    }
+}
+
+/// Commands that talk to a cluster.
+async fn act_as_client(context: Context, command: Command) -> Result<(), CliError> {
+    let c = &context;
+    match command {
+        Command::Dev(command) => dev::run(c, command).await,
+        Command::Status => cluster::status(c).await,
+        Command::Cluster(command) => cluster::run(c, command).await,
+        Command::Pool(command) => cluster::run_pool(c, command).await,
+        Command::Image(command) => image::run(c, command).await,
+        Command::Export(args) => export::run(c, args).await,
+        Command::Checksum(args) => checksum::run(c, args).await,
+        Command::Volume(command) => volume::run(c, command).await,
+        Command::Snapshot(command) => snapshot::run(c, command).await,
+        Command::Clone(args) => snapshot::clone_volume(c, args).await,
+        Command::Rollback(args) => snapshot::rollback(c, args).await,
+        Command::VhostBlk(args) => vhost::run(c, args).await,
+        Command::Mds(_) | Command::Chunkserver(_) => {
+            Err(CliError::new(ErrorKind::Failure, "a daemon has a runtime of its own"))
+        }
+    }
+}
+
+/// Runs a client command. Its own runtime has two threads: one for the command's IO, one to spare for the rest.
+fn on_runtime(work: impl Future<Output = Result<(), CliError>>) -> Result<(), CliError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = runtime.map_err(|e| CliError::caused(ErrorKind::Failure, "start the runtime", e))?;
+    let done = runtime.block_on(work);
+    runtime.shutdown_timeout(BLOCKING_END_LIMIT);
+    done
+}

@@ -1,0 +1,107 @@
+//! Every command parses with its documented arguments, and wrong ones are refused in one sentence.
+
+use super::*;
+use clap::CommandFactory;
+
+fn refusal(line: &str) -> String {
+    let error = parse(line.split(' ')).map(|_| ()).expect_err(line);
+    assert_eq!(error.kind(), ErrorKind::Usage, "{line}");
+    let text = error.render(false);
+    assert!(!text.contains('\n') && text.starts_with("ogee: "), "{text:?}");
+    text
+}
+
+#[test]
+fn the_definition_is_consistent() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn documented_commands_parse() {
+    let lines = [
+        "ogee dev up --dir /tmp/x --chunkservers 3 --mds 1 --json",
+        "ogee dev status",
+        "ogee dev down --dir /tmp/x",
+        "ogee dev destroy --yes",
+        "ogee status --mds a:1,b:2",
+        "ogee --mds a:1 --json status",
+        "ogee cluster chunkservers",
+        "ogee cluster copysets --json",
+        "ogee cluster pools",
+        "ogee pool create default --replicas 3 --copysets 24",
+        "ogee pool ls",
+        "ogee image import a.qcow2 golden --size 64G --format qcow2",
+        "ogee export golden@v1 out.raw",
+        "ogee export golden out.qcow2 --format qcow2 --force",
+        "ogee checksum golden@v1 --json",
+        "ogee volume create a/b --size 10G --owner me",
+        "ogee volume ls",
+        "ogee volume ls a -r",
+        "ogee volume ls /",
+        "ogee volume info a/b",
+        "ogee volume rm a/b --owner me",
+        "ogee volume resize a/b --size 1.5T",
+        "ogee volume rename a/b c",
+        "ogee snapshot create a/b@s",
+        "ogee snapshot ls a/b",
+        "ogee snapshot rm a/b@s",
+        "ogee clone a/b@s c",
+        "ogee clone a/b c --owner me",
+        "ogee rollback a/b@s --detach",
+        "ogee vhost-blk a/b --socket /tmp/s --queues 2 --read-only",
+        "ogee vhost-blk a/b --socket /tmp/s --steal",
+        "ogee mds --config f",
+        "ogee chunkserver --config f",
+    ];
+    for line in lines {
+        assert!(matches!(parse(line.split(' ')), Ok(Parsed::Run(_))), "{line}");
+    }
+}
+
+#[test]
+fn wrong_arguments_are_named() {
+    for (line, word) in [
+        ("ogee", "command"),
+        ("ogee volume", "command"),
+        ("ogee nonsense", "nonsense"),
+        ("ogee volume create a", "--size"),
+        ("ogee volume create a@b --size 1G", "not volume@snapshot"),
+        ("ogee volume create a b --size 1G", "'b'"),
+        ("ogee volume create a --size 1Q", "1Q"),
+        ("ogee volume create a --size 100", "1 MiB to 64 TiB"),
+        ("ogee snapshot create a", "volume@snapshot"),
+        ("ogee rollback a", "volume@snapshot"),
+        ("ogee volume info ..", "are not names"),
+        ("ogee dev up --mds 2", "1, 3 or 5"),
+        ("ogee dev up --chunkservers 0", "0"),
+        ("ogee dev destroy", "--yes"),
+        ("ogee image import a b --format vmdk", "vmdk"),
+        ("ogee vhost-blk a", "--socket"),
+        ("ogee vhost-blk a --socket s --steal --read-only", "--read-only"),
+        ("ogee mds", "--config"),
+    ] {
+        let text = refusal(line);
+        assert!(text.contains(word), "{line}: {text}");
+    }
+}
+
+#[test]
+fn every_command_has_an_example_or_subcommands_and_exit_codes_are_documented() {
+    let Ok(Parsed::Show(help)) = parse(["ogee", "--help"]) else { panic!("help is shown") };
+    for kind in [
+        ErrorKind::Failure,
+        ErrorKind::Usage,
+        ErrorKind::NotFound,
+        ErrorKind::Conflict,
+        ErrorKind::Unavailable,
+        ErrorKind::NoSpace,
+    ] {
+        assert!(help.contains(&format!("\n  {}  ", kind.exit_code())), "{kind:?} is missing in:\n{help}");
+    }
+    let command = Cli::command();
+    for sub in command.get_subcommands() {
+        assert!(sub.get_about().is_some(), "{} says what it does", sub.get_name());
+        let has_example = sub.get_after_help().is_some_and(|h| h.to_string().contains("Example"));
+        assert!(has_example || sub.has_subcommands(), "{} has no example", sub.get_name());
+    }
+}

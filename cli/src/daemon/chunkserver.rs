@@ -1,0 +1,63 @@
+//! `ogee chunkserver`.
+
+use super::{DaemonArgs, detach_if_asked};
+use crate::error::{CliError, ErrorKind};
+use crate::logging;
+use crate::signals::StopSignals;
+use ogee_chunkserver::ChunkserverConfig;
+use std::net::SocketAddr;
+use std::path::Path;
+
+/// The configuration of chunkserver `number` of a dev cluster: every one is a zone of its own.
+///
+/// # Errors
+/// When it cannot be written as TOML.
+pub(crate) fn dev_config(
+    number: u32, data: &Path, listen: SocketAddr, mds: &[SocketAddr],
+) -> Result<String, toml::ser::Error> {
+    #[derive(serde::Serialize)]
+    struct Text<'a> {
+        data_dir: &'a Path,
+        listen: SocketAddr,
+        mds: &'a [SocketAddr],
+        pool: &'static str,
+        zone: String,
+        host: String,
+    }
+    let text = Text { data_dir: data, listen, mds, pool: "default", zone: format!("zone-{number}"), host: format!("dev-{number}") };
+    toml::to_string(&text)
+}
+
+/// Runs a chunkserver until SIGINT or SIGTERM, on one current-thread runtime (a request stays on its thread).
+///
+/// # Errors
+/// The configuration is wrong ([`ErrorKind::Usage`]), or the chunkserver does not start or had to stop.
+pub(crate) fn run(args: &DaemonArgs) -> Result<(), CliError> {
+    detach_if_asked();
+    let doing = || format!("chunkserver {}", args.config.display());
+    let config = ChunkserverConfig::load(&args.config).map_err(|e| CliError::caused(ErrorKind::Usage, doing(), e))?;
+    logging::start_for_daemon();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|e| CliError::caused(ErrorKind::Failure, "start the runtime", e))?;
+    runtime.block_on(async {
+        let mut signals = StopSignals::listen()?;
+        let shutdown = async move { signals.wait().await };
+        let done = Box::pin(ogee_chunkserver::run(config, shutdown)).await;
+        done.map_err(|e| CliError::caused(ErrorKind::Failure, doing(), e))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_dev_configuration_is_one_that_a_chunkserver_takes() {
+        let addr = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        let text = dev_config(2, Path::new("/x/cs-2/data"), addr(2), &[addr(1)]).expect("written");
+        let config: ChunkserverConfig = toml::from_str(&text).expect("read");
+        config.validate().expect("valid");
+        assert_eq!((config.zone.as_str(), config.pool.as_str()), ("zone-2", "default"));
+        assert_eq!((config.listen, config.mds), (addr(2), vec![addr(1)]));
+    }
+}

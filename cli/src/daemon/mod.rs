@@ -1,0 +1,28 @@
+//! `ogee mds` and `ogee chunkserver`: the daemons, in the foreground, until SIGINT or SIGTERM.
+//!
+//! Each is one file that holds all that the command knows of it: its configuration, the one for a dev cluster, and the
+//! call that runs it.
+
+pub(crate) mod chunkserver;
+pub(crate) mod mds;
+
+use crate::dev::DETACH_VARIABLE;
+use clap::Args;
+use std::path::PathBuf;
+
+/// Arguments of both.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct DaemonArgs {
+    /// The configuration, a TOML file
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+}
+
+/// Leaves the terminal's session when `ogee dev up` asked for it, so that Ctrl-C and a hang-up there do not end the
+/// daemon.
+pub(crate) fn detach_if_asked() {
+    if std::env::var_os(DETACH_VARIABLE).is_some() {
+        // Fails only for a process that leads a group already; that one is detached enough.
+        let _ = rustix::process::setsid();
+    }
+}

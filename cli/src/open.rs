@@ -1,0 +1,59 @@
+//! Opening and closing volumes for a command.
+
+use crate::connect::Context;
+use crate::error::{CliError, ErrorKind};
+use crate::sdk_error::call_failed;
+use ogee_client::{Cluster, OpenError, OpenMode, Volume};
+use ogee_common::name::VolumeRef;
+use ogee_proto::MdsErrorKind;
+use std::time::Duration;
+
+/// A command waits this long for the IO in flight and the MDS when it gives a volume back.
+const DETACH_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Attaches a volume or a snapshot.
+///
+/// # Errors
+/// What the MDS refused, with the name and, for an attached volume, what can be done.
+pub(crate) async fn open_volume(cluster: &Cluster, name: &VolumeRef, mode: OpenMode) -> Result<Volume, CliError> {
+    match Volume::open(cluster, name, mode).await {
+        Ok(volume) => Ok(volume),
+        Err(OpenError::Attach { source, .. }) => {
+            let error = call_failed(&format!("open {name}"), &source);
+            if source.kind == MdsErrorKind::Attached {
+                return Err(error.with_advice("stop that client first, or take the volume from it (vhost-blk --steal)"));
+            }
+            Err(error)
+        }
+        Err(e @ OpenError::SnapshotIsReadOnly { .. }) => {
+            Err(CliError::caused(ErrorKind::Usage, format!("open {name}"), e))
+        }
+        Err(e) => Err(CliError::caused(ErrorKind::Failure, format!("open {name}"), e)),
+    }
+}
+
+/// Waits for IO in flight and gives the volume back.
+///
+/// # Errors
+/// The MDS does not answer, or IO in flight does not end in time. The next attach takes the volume over by its fence.
+pub(crate) async fn close_volume(volume: &Volume) -> Result<(), CliError> {
+    let name = &volume.attach_info().name;
+    match tokio::time::timeout(DETACH_TIMEOUT, volume.detach()).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(e)) => Err(call_failed(&format!("detach {name}"), &e.0)),
+        Err(_) => {
+            let text = format!("detach {name}: IO in flight has not ended within {} s", DETACH_TIMEOUT.as_secs());
+            Err(CliError::new(ErrorKind::Unavailable, text))
+        }
+    }
+}
+
+/// Opens for reading. A failure to close later is only a warning, because everything was read.
+///
+/// # Errors
+/// As [`open_volume`].
+pub(crate) async fn open_for_reading(context: &Context, name: &VolumeRef) -> Result<(Cluster, Volume), CliError> {
+    let cluster = context.cluster(Some(crate::connect::COMMAND_IO_TIMEOUT))?;
+    let volume = open_volume(&cluster, name, OpenMode::ReadOnly).await?;
+    Ok((cluster, volume))
+}

@@ -1,0 +1,34 @@
+//! Progress of a long copy: a bar with rate and time left, on a terminal only.
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::io::IsTerminal;
+
+/// A bar that counts bytes; invisible when standard error is no terminal or programs read the output. Clones share it.
+#[derive(Debug, Clone)]
+pub(crate) struct Progress(ProgressBar);
+
+impl Progress {
+    /// A bar for `total_bytes`, named by a word such as `import`.
+    #[must_use]
+    pub(crate) fn new(name: &'static str, total_bytes: u64, quiet: bool) -> Self {
+        let visible = !quiet && std::io::stderr().is_terminal();
+        let target = if visible { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let bar = ProgressBar::with_draw_target(Some(total_bytes), target);
+        let template = "{msg} [{bar:32}] {bytes}/{total_bytes} {binary_bytes_per_sec} ETA {eta}";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        bar.set_message(name);
+        Self(bar)
+    }
+
+    /// So many more bytes are done.
+    pub(crate) fn advance(&self, bytes: u64) {
+        self.0.inc(bytes);
+    }
+
+    /// Removes the bar, before a result or an error is printed.
+    pub(crate) fn finish(&self) {
+        self.0.finish_and_clear();
+    }
+}

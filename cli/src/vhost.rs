@@ -1,0 +1,184 @@
+//! `ogee vhost-blk`: serves a volume to one virtual machine over a vhost-user socket, in the foreground.
+//!
+//! Life: open the volume, bind the socket, say `ready`, serve front ends one after another, and on SIGINT or SIGTERM
+//! stop, drain, detach and end with 0. A second signal ends it at once; nothing acknowledged is lost then either.
+
+use crate::connect::Context;
+use crate::error::{CliError, ErrorKind};
+use crate::logging;
+use crate::open::{close_volume, open_volume};
+use crate::output::Output;
+use crate::signals::StopSignals;
+use clap::Args;
+use ogee_client::{BlockDevice, OpenMode, Volume};
+use ogee_common::name::VolumeRef;
+use ogee_common::size::ByteLen;
+use ogee_vhost_blk::{
+    QUEUE_SIZE_DEFAULT, QemuOptions, QemuReconnect, ServeError, StopHandle, VhostBlkConfig, VhostBlkServer,
+    libvirt_disk_xml, qemu_args,
+};
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+/// Guest memory in the QEMU arguments that are printed, MiB; to be changed together with `-m`.
+const EXAMPLE_MEMORY_MIB: u32 = 1024;
+
+/// Arguments of `ogee vhost-blk`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct VhostBlkArgs {
+    /// The volume, or with --read-only also a snapshot
+    #[arg(value_name = "VOLUME[@SNAPSHOT]", value_parser = VolumeRef::parse)]
+    volume: VolumeRef,
+    /// The UNIX socket to serve; at most 107 bytes
+    #[arg(long, value_name = "PATH")]
+    socket: PathBuf,
+    /// Queues offered, best as many as the guest has CPUs
+    #[arg(long, default_value_t = ogee_vhost_blk::NUM_QUEUES_DEFAULT)]
+    queues: u16,
+    /// Refuse writes
+    #[arg(long)]
+    read_only: bool,
+    /// Take the volume from the client that has it attached
+    #[arg(long, conflicts_with = "read_only")]
+    steal: bool,
+    /// Fail an IO that takes longer, in seconds; by default the guest waits for ever
+    #[arg(long, value_name = "SECONDS")]
+    io_timeout: Option<u64>,
+}
+
+#[derive(Debug, Serialize)]
+struct Ready<'a> {
+    ready: bool,
+    socket: &'a Path,
+    volume: String,
+    size_bytes: u64,
+    read_only: bool,
+    qemu_args: Vec<String>,
+    libvirt_xml: String,
+}
+
+impl Ready<'_> {
+    fn text(&self) -> String {
+        let (args, xml) = (shell_words(&self.qemu_args), self.libvirt_xml.trim_end());
+        let (volume, size, socket) = (&self.volume, ByteLen(self.size_bytes), self.socket.display());
+        format!(
+            "ready: {volume} ({size}) on {socket}\n\nQEMU (memory size as with -m {EXAMPLE_MEMORY_MIB}; \
+             QEMU before 9.2: reconnect=1 in place of reconnect-ms=200):\n  {args}\n\n\
+             libvirt (the domain also needs <memoryBacking><source type='memfd'/><access mode='shared'/>\
+             </memoryBacking>):\n{xml}"
+        )
+    }
+}
+
+/// Carries out `ogee vhost-blk`.
+///
+/// # Errors
+/// The volume cannot be opened, the socket not served, or the volume not given back.
+pub(crate) async fn run(context: &Context, args: VhostBlkArgs) -> Result<(), CliError> {
+    let doing = format!("serve {} on {}", args.volume, args.socket.display());
+    serve(context, args).await.map_err(|e| e.within(doing))
+}
+
+async fn serve(context: &Context, args: VhostBlkArgs) -> Result<(), CliError> {
+    let mut signals = StopSignals::listen()?;
+    let cluster = context.cluster(args.io_timeout.map(Duration::from_secs))?;
+    let mode = if args.read_only { OpenMode::ReadOnly } else { OpenMode::ReadWrite { steal: args.steal } };
+    let volume = open_volume(&cluster, &args.volume, mode).await?;
+    let served = serve_open(context.out, &args, &volume, &mut signals).await;
+    let closed = tokio::select! {
+        closed = close_volume(&volume) => closed,
+        () = signals.wait() => Err(CliError::new(ErrorKind::Failure, "second signal: the volume stays attached")),
+    };
+    served?;
+    closed
+}
+
+async fn serve_open(
+    out: Output, args: &VhostBlkArgs, volume: &Volume, signals: &mut StopSignals,
+) -> Result<(), CliError> {
+    let stop = StopHandle::new().map_err(serve_failed)?;
+    let config = VhostBlkConfig { num_queues: args.queues, ..VhostBlkConfig::new(&args.socket) };
+    let server = VhostBlkServer::bind(volume.clone(), config, stop.clone()).map_err(serve_failed)?;
+    say_ready(out, args, volume)?;
+    // From here on a person reads the log; before, an error is one line.
+    logging::start_for_daemon();
+    let (finished, mut running) = oneshot::channel();
+    let thread = std::thread::Builder::new().name("vhost-blk".to_owned()).spawn(move || {
+        // The receiver is gone only after a second signal; then nobody wants to know.
+        let _ = finished.send(server.run());
+    });
+    let thread = thread.map_err(|e| CliError::caused(ErrorKind::Failure, "start the server's thread", e))?;
+    let ended = tokio::select! {
+        ended = &mut running => ended,
+        () = signals.wait() => {
+            stop.stop();
+            tokio::select! {
+                ended = &mut running => ended,
+                () = signals.wait() => {
+                    return Err(CliError::new(ErrorKind::Failure, "second signal: IO in flight is left unanswered"));
+                }
+            }
+        }
+    };
+    let joined = thread.join();
+    match (ended, joined) {
+        (Ok(outcome), Ok(())) => outcome.map_err(serve_failed),
+        _ => Err(CliError::new(ErrorKind::Failure, "the server's thread panicked; see its log")),
+    }
+}
+
+fn say_ready(out: Output, args: &VhostBlkArgs, volume: &Volume) -> Result<(), CliError> {
+    let info = volume.info();
+    // A guest finds the socket from its own working directory.
+    let socket = std::path::absolute(&args.socket).unwrap_or_else(|_| args.socket.clone());
+    let options = QemuOptions {
+        memory_mib: EXAMPLE_MEMORY_MIB,
+        num_queues: args.queues,
+        queue_size: QUEUE_SIZE_DEFAULT,
+        reconnect: QemuReconnect::Milliseconds,
+    };
+    let ready = Ready {
+        ready: true,
+        socket: &socket,
+        volume: args.volume.to_string(),
+        size_bytes: info.size_bytes,
+        read_only: info.read_only,
+        qemu_args: qemu_args(&socket, &options),
+        libvirt_xml: libvirt_disk_xml(&socket, args.queues),
+    };
+    out.result(&ready, Ready::text)
+}
+
+fn serve_failed(error: ServeError) -> CliError {
+    use ogee_vhost_blk::SocketError;
+    let kind = match &error {
+        ServeError::NumQueues { .. } | ServeError::QueueSize { .. } => ErrorKind::Usage,
+        ServeError::Socket(SocketError::PathTooLong { .. } | SocketError::NotASocket { .. }) => ErrorKind::Usage,
+        ServeError::Socket(SocketError::NoDirectory { .. }) => ErrorKind::NotFound,
+        ServeError::Socket(SocketError::InUse { .. }) => ErrorKind::Conflict,
+        _ => ErrorKind::Failure,
+    };
+    CliError::caused(kind, "vhost-user socket", error)
+}
+
+/// The words in one line that a shell reads back as the same words.
+fn shell_words(words: &[String]) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_=,./:@+%".contains(c);
+    let quoted = |w: &String| if w.chars().all(plain) { w.clone() } else { format!("'{}'", w.replace('\'', r"'\''")) };
+    words.iter().map(quoted).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_survive_a_shell() {
+        let words = ["-device".to_owned(), "path=/a b/it's,reconnect=1".to_owned(), "$(x)".to_owned()];
+        let script = format!("printf '%s\\n' {}", shell_words(&words));
+        let out = std::process::Command::new("sh").args(["-c", &script]).output().expect("a shell");
+        assert_eq!(String::from_utf8_lossy(&out.stdout).lines().collect::<Vec<_>>(), words);
+    }
+}

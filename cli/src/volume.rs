@@ -1,0 +1,307 @@
+//! `ogee volume`: the namespace of volumes.
+
+use crate::connect::Context;
+use crate::error::CliError;
+use crate::names;
+use crate::output::{Output, Table, counted, date};
+use crate::sdk_error::call_failed;
+use clap::{Args, Subcommand};
+use ogee_client::MdsClient;
+use ogee_common::limits::{PAGE_BYTES, VOLUME_BYTES_MAX, VOLUME_BYTES_MIN};
+use ogee_common::name::VolumePath;
+use ogee_common::size::{ByteLen, parse_bytes};
+use ogee_proto::mds as m;
+use serde::Serialize;
+
+/// Volumes asked for at once in a listing.
+const PAGE_VOLUMES: u32 = 1000;
+
+/// The commands.
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum VolumeCommand {
+    /// Make an empty volume
+    #[command(after_help = "Example:\n  ogee volume create tenant-a/web/disk0 --size 64G --owner tenant-a")]
+    Create(CreateArgs),
+    /// List the volumes of a folder
+    #[command(after_help = "Examples:\n  ogee volume ls\n  ogee volume ls tenant-a -r --json")]
+    Ls(LsArgs),
+    /// Show one volume
+    #[command(after_help = "Example:\n  ogee volume info tenant-a/web/disk0")]
+    Info(OneArgs),
+    /// Delete a volume that is detached and has no snapshots and no clones
+    #[command(after_help = "Example:\n  ogee volume rm tenant-a/web/disk0")]
+    Rm(RmArgs),
+    /// Grow a volume; a running guest sees the new size
+    #[command(after_help = "Example:\n  ogee volume resize tenant-a/web/disk0 --size 128G")]
+    Resize(ResizeArgs),
+    /// Move a volume to another name; who has it attached does not notice
+    #[command(after_help = "Example:\n  ogee volume rename tenant-a/web/disk0 tenant-a/old/disk0")]
+    Rename(RenameArgs),
+}
+
+/// Arguments of `volume create`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct CreateArgs {
+    /// The new volume; missing folders are made
+    #[arg(value_parser = VolumePath::parse)]
+    volume: VolumePath,
+    /// Size, for example 64G; rounded up to 4 KiB
+    #[arg(long, value_parser = volume_size)]
+    size: u64,
+    /// Who may delete it
+    #[arg(long, value_parser = names::plain)]
+    owner: Option<String>,
+    /// The pool of chunkservers that holds it
+    #[arg(long, value_parser = names::plain, default_value = "default")]
+    pool: String,
+}
+
+/// Arguments of `volume ls`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct LsArgs {
+    /// The folder; none is the root
+    #[arg(value_parser = names::folder, default_value = "", hide_default_value = true)]
+    folder: String,
+    /// Folders below it too
+    #[arg(short, long)]
+    recursive: bool,
+}
+
+/// One volume.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct OneArgs {
+    /// The volume
+    #[arg(value_parser = VolumePath::parse)]
+    volume: VolumePath,
+}
+
+/// Arguments of `volume rm`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct RmArgs {
+    /// The volume
+    #[arg(value_parser = VolumePath::parse)]
+    volume: VolumePath,
+    /// Delete only if it belongs to this owner
+    #[arg(long, value_parser = names::plain)]
+    owner: Option<String>,
+}
+
+/// Arguments of `volume resize`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ResizeArgs {
+    /// The volume
+    #[arg(value_parser = VolumePath::parse)]
+    volume: VolumePath,
+    /// The new size; not smaller than the old one
+    #[arg(long, value_parser = volume_size)]
+    size: u64,
+}
+
+/// Arguments of `volume rename`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct RenameArgs {
+    /// The volume
+    #[arg(value_parser = VolumePath::parse)]
+    volume: VolumePath,
+    /// Its new path; missing folders are made
+    #[arg(value_parser = VolumePath::parse)]
+    new_name: VolumePath,
+}
+
+/// Parses the size of a volume and rounds it up to whole pages, for clap.
+///
+/// # Errors
+/// Not a size, or outside what a volume may have.
+pub(crate) fn volume_size(text: &str) -> Result<u64, Box<dyn std::error::Error + Send + Sync>> {
+    let bytes = parse_bytes(text)?;
+    let page = u64::from(PAGE_BYTES);
+    let rounded = bytes.checked_next_multiple_of(page).unwrap_or(u64::MAX);
+    if (VOLUME_BYTES_MIN..=VOLUME_BYTES_MAX).contains(&rounded) {
+        return Ok(rounded);
+    }
+    let (min, max) = (ByteLen(VOLUME_BYTES_MIN), ByteLen(VOLUME_BYTES_MAX));
+    Err(format!("a volume has {min} to {max}").into())
+}
+
+/// A volume as programs see it.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct VolumeView {
+    id: u64,
+    path: String,
+    owner: String,
+    size_bytes: u64,
+    pool: u32,
+    created_unix_ms: u64,
+    /// `path@snapshot` as named at the time; empty for none.
+    parent: String,
+    /// Layers below its own.
+    depth: u32,
+    snapshots: u32,
+    layer: u64,
+    seq: u64,
+    allocated_segments: u64,
+    attached: bool,
+    attached_by: String,
+    attach_epoch: u64,
+    /// A folder: only `path` means anything.
+    folder: bool,
+}
+
+impl From<m::Volume> for VolumeView {
+    fn from(v: m::Volume) -> Self {
+        Self {
+            id: v.id,
+            path: v.path,
+            owner: v.owner,
+            size_bytes: v.size_bytes,
+            pool: v.pool,
+            created_unix_ms: v.created_unix_ms,
+            parent: v.parent,
+            depth: v.depth,
+            snapshots: v.snapshots,
+            layer: v.layer,
+            seq: v.seq,
+            allocated_segments: v.allocated_segments,
+            attached: v.attached,
+            attached_by: v.attached_by,
+            attach_epoch: v.attach_epoch,
+            folder: v.directory,
+        }
+    }
+}
+
+/// Carries out a command.
+///
+/// # Errors
+/// What the MDS refused, with the volume's name.
+pub(crate) async fn run(context: &Context, command: VolumeCommand) -> Result<(), CliError> {
+    let (mds, out) = (context.mds()?, context.out);
+    match command {
+        VolumeCommand::Create(args) => create(&mds, out, args).await,
+        VolumeCommand::Ls(args) => ls(&mds, out, &args).await,
+        VolumeCommand::Info(args) => {
+            let volume = stat(&mds, &args.volume).await?;
+            out.result(&VolumeView::from(volume), describe)
+        }
+        VolumeCommand::Rm(args) => {
+            let path = args.volume.to_string();
+            let request = m::DeleteVolumeRequest { path: path.clone(), owner: args.owner.unwrap_or_default() };
+            let done = mds.delete_volume(request).await;
+            done.map_err(|e| call_failed(&format!("delete volume {path}"), &e))?;
+            out.result(&serde_json::json!({"deleted": path}), |_| format!("deleted {path}"))
+        }
+        VolumeCommand::Resize(args) => {
+            let path = args.volume.to_string();
+            let request = m::ExtendVolumeRequest { path: path.clone(), size_bytes: args.size };
+            let done = mds.extend_volume(request).await;
+            let volume = done.map_err(|e| call_failed(&format!("resize volume {path}"), &e))?;
+            out.result(&VolumeView::from(volume), |v| format!("{path} has {}", ByteLen(v.size_bytes)))
+        }
+        VolumeCommand::Rename(args) => {
+            let (path, new_path) = (args.volume.to_string(), args.new_name.to_string());
+            let request = m::RenameVolumeRequest { path: path.clone(), new_path, create_parents: true };
+            let done = mds.rename_volume(request).await;
+            let volume = done.map_err(|e| call_failed(&format!("rename volume {path}"), &e))?;
+            out.result(&VolumeView::from(volume), |v| format!("{path} is now {}", v.path))
+        }
+    }
+}
+
+/// Asks for one volume.
+///
+/// # Errors
+/// What the MDS refused, with the volume's name.
+pub(crate) async fn stat(mds: &MdsClient, path: &VolumePath) -> Result<m::Volume, CliError> {
+    let reply = mds.stat_volume(m::StatVolumeRequest { path: path.to_string() }).await;
+    reply.map_err(|e| call_failed(&format!("volume {path}"), &e))
+}
+
+async fn create(mds: &MdsClient, out: Output, args: CreateArgs) -> Result<(), CliError> {
+    let path = args.volume.to_string();
+    let request = m::CreateVolumeRequest {
+        path: path.clone(),
+        size_bytes: args.size,
+        owner: args.owner.unwrap_or_default(),
+        create_parents: true,
+        pool: args.pool,
+    };
+    let reply = mds.create_volume(request).await;
+    let volume = reply.map_err(|e| call_failed(&format!("create volume {path}"), &e))?;
+    out.result(&VolumeView::from(volume), |v| format!("created {} with {}", v.path, ByteLen(v.size_bytes)))
+}
+
+async fn ls(mds: &MdsClient, out: Output, args: &LsArgs) -> Result<(), CliError> {
+    let mut volumes: Vec<VolumeView> = Vec::new();
+    loop {
+        let request = m::ListVolumesRequest {
+            directory: args.folder.clone(),
+            recursive: args.recursive,
+            start_after: volumes.last().map(|v| v.path.clone()).unwrap_or_default(),
+            limit: PAGE_VOLUMES,
+        };
+        let reply = mds.list_volumes(request).await;
+        let name = if args.folder.is_empty() { "/" } else { &args.folder };
+        let reply = reply.map_err(|e| call_failed(&format!("list folder {name}"), &e))?;
+        let more = reply.more && !reply.volumes.is_empty();
+        volumes.extend(reply.volumes.into_iter().map(VolumeView::from));
+        if !more {
+            break;
+        }
+    }
+    out.result(&volumes, |volumes| listing(volumes))
+}
+
+fn listing(volumes: &[VolumeView]) -> String {
+    let mut table = Table::new(&["NAME", "SIZE", "OWNER", "SNAPSHOTS", "ATTACHED", "PARENT", "CREATED"]);
+    for v in volumes {
+        if v.folder {
+            table.row([format!("{}/", v.path)]);
+            continue;
+        }
+        table.row([
+            v.path.clone(),
+            ByteLen(v.size_bytes).to_string(),
+            v.owner.clone(),
+            v.snapshots.to_string(),
+            if v.attached { "yes" } else { "no" }.to_owned(),
+            v.parent.clone(),
+            date(v.created_unix_ms),
+        ]);
+    }
+    let count = volumes.iter().filter(|v| !v.folder).count();
+    format!("{table}{}", counted(count, "volume"))
+}
+
+fn describe(v: &VolumeView) -> String {
+    let or_dash = |text: &str| if text.is_empty() { "-".to_owned() } else { text.to_owned() };
+    let attached = if v.attached { format!("yes, by {}", or_dash(&v.attached_by)) } else { "no".to_owned() };
+    let lines = [
+        ("name", v.path.clone()),
+        ("id", v.id.to_string()),
+        ("size", format!("{} ({} bytes)", ByteLen(v.size_bytes), v.size_bytes)),
+        ("owner", or_dash(&v.owner)),
+        ("created", date(v.created_unix_ms)),
+        ("snapshots", v.snapshots.to_string()),
+        ("parent", or_dash(&v.parent)),
+        ("layers below", v.depth.to_string()),
+        ("segments", format!("{} placed (1 GiB each)", v.allocated_segments)),
+        ("attached", attached),
+        ("attach epoch", v.attach_epoch.to_string()),
+    ];
+    lines.map(|(name, value)| format!("{name:<13} {value}")).join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_rounded_to_pages_and_bounded() {
+        assert_eq!(volume_size("64G").expect("good"), 64 << 30);
+        assert_eq!(volume_size("1048577").expect("good"), (1 << 20) + 4096);
+        assert_eq!(volume_size("64T").expect("good"), 64 << 40);
+        for bad in ["0", "1023K", "65T", "18446744073709551615", "x"] {
+            assert!(volume_size(bad).is_err(), "{bad}");
+        }
+    }
+}
