@@ -99,6 +99,12 @@ impl Cluster {
         Ok(cluster)
     }
 
+    /// Addresses of the MDS nodes.
+    #[must_use]
+    pub fn mds(&self) -> Vec<String> {
+        self.mds.split(',').map(str::to_owned).collect()
+    }
+
     /// Starts the daemons that are dead (`ogee dev up` again) and waits until the cluster serves.
     ///
     /// # Errors

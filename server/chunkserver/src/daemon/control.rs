@@ -1,0 +1,257 @@
+//! What this process tells the MDS and what it is told: registration, heartbeats, layer tasks.
+//!
+//! Invariants: a heartbeat goes out every [`HEARTBEAT_INTERVAL`], and at once when a layer task was done; a task is
+//! reported as done only after its command was applied by a leader here; a report that got lost is repeated, because
+//! the MDS hands the task out again.
+
+use super::copysets::{Copysets, Hosted};
+use super::mds_channel::MdsChannel;
+use crate::store::ChunkStore;
+use ogee_common::id::{CopysetId, LayerId, VolumeSeq};
+use ogee_common::limits::HEARTBEAT_INTERVAL;
+use ogee_disk::DataDir;
+use ogee_proto::data::{Command, DropVersionHead, SealHead};
+use ogee_proto::mds;
+use ogee_proto::mds::layer_task::Kind;
+use ogee_raft::AddressBook;
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use tokio::sync::Notify;
+
+/// Addresses of the other chunkservers, as the MDS told last.
+#[derive(Debug, Default)]
+pub(super) struct PeerBook(RwLock<HashMap<u32, SocketAddr>>);
+
+impl AddressBook for PeerBook {
+    fn addr(&self, process: u32) -> Option<SocketAddr> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(&process).copied()
+    }
+}
+
+impl PeerBook {
+    fn replace(&self, peers: &[mds::Peer]) {
+        let known = peers.iter().filter_map(|p| Some((p.chunkserver, p.addr.parse().ok()?))).collect();
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = known;
+    }
+
+    /// Addresses as a map, to be kept over a restart without MDS.
+    pub(super) fn all(&self) -> Vec<(u32, SocketAddr)> {
+        let mut all: Vec<_> =
+            self.0.read().unwrap_or_else(PoisonError::into_inner).iter().map(|(k, v)| (*k, *v)).collect();
+        all.sort_unstable();
+        all
+    }
+
+    /// Takes over what was kept.
+    pub(super) fn restore(&self, peers: Vec<(u32, SocketAddr)>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = peers.into_iter().collect();
+    }
+}
+
+#[derive(Debug, Default)]
+struct Tasks {
+    /// Under way or done but not yet acknowledged by a heartbeat.
+    known: HashSet<(u64, u32)>,
+    done: Vec<mds::TaskDone>,
+}
+
+/// The control side of the process.
+pub(super) struct Control {
+    pub(super) own: u32,
+    pub(super) uuid: [u8; 16],
+    pub(super) addr: SocketAddr,
+    pub(super) capacity_bytes: Option<u64>,
+    pub(super) dir: DataDir,
+    pub(super) mds: Arc<MdsChannel>,
+    pub(super) copysets: Arc<Copysets>,
+    pub(super) store: Arc<ChunkStore>,
+    pub(super) book: Arc<PeerBook>,
+    pub(super) wake: Arc<Notify>,
+    tasks: Mutex<Tasks>,
+}
+
+/// What a [`Control`] is made of.
+pub(super) struct ControlParts {
+    pub(super) own: u32,
+    pub(super) uuid: [u8; 16],
+    pub(super) addr: SocketAddr,
+    pub(super) capacity_bytes: Option<u64>,
+    pub(super) dir: DataDir,
+    pub(super) mds: Arc<MdsChannel>,
+    pub(super) copysets: Arc<Copysets>,
+    pub(super) store: Arc<ChunkStore>,
+    pub(super) book: Arc<PeerBook>,
+}
+
+impl Control {
+    pub(super) fn new(parts: ControlParts) -> Arc<Self> {
+        let ControlParts { own, uuid, addr, capacity_bytes, dir, mds, copysets, store, book } = parts;
+        let wake = Arc::new(Notify::new());
+        let tasks = Mutex::default();
+        Arc::new(Self { own, uuid, addr, capacity_bytes, dir, mds, copysets, store, book, wake, tasks })
+    }
+
+    fn tasks(&self) -> std::sync::MutexGuard<'_, Tasks> {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends heartbeats until it is dropped.
+    pub(super) async fn run(self: Arc<Self>) {
+        let mut silent = false;
+        loop {
+            match self.beat().await {
+                Ok(()) if silent => {
+                    silent = false;
+                    tracing::info!("the MDS answers again");
+                }
+                Ok(()) => {}
+                Err(status) if !silent => {
+                    silent = true;
+                    tracing::warn!(%status, "no heartbeat reached the MDS; IO goes on");
+                }
+                Err(_) => {}
+            }
+            tokio::select! {
+                () = tokio::time::sleep(HEARTBEAT_INTERVAL) => {}
+                () = self.wake.notified() => {}
+            }
+        }
+    }
+
+    async fn beat(self: &Arc<Self>) -> Result<(), tonic::Status> {
+        let request = self.request();
+        let sent = request.done.clone();
+        let reply = self
+            .mds
+            .call(|mut client| {
+                let request = request.clone();
+                async move { client.heartbeat(request).await }
+            })
+            .await;
+        let reply = match reply {
+            Ok(reply) => reply,
+            Err(status) => {
+                self.tasks().done.extend(sent);
+                return Err(status);
+            }
+        };
+        {
+            let mut tasks = self.tasks();
+            for done in &sent {
+                tasks.known.remove(&(done.task, done.copyset));
+            }
+        }
+        self.book.replace(&reply.peers);
+        if let Err(error) = self.copysets.follow(self.own, &reply.host, &reply.create).await {
+            tracing::error!(error = &error as &dyn std::error::Error, "make copyset replicas");
+        }
+        for task in reply.tasks {
+            self.start(&task);
+        }
+        Ok(())
+    }
+
+    fn request(&self) -> mds::HeartbeatRequest {
+        let usage = self.dir.usage();
+        let (total, free) = usage.as_ref().map_or((0, 0), |u| (u.total_bytes, u.free_bytes));
+        let capacity = self.capacity_bytes.unwrap_or(total);
+        let lost = self.copysets.lost();
+        let failed = self.copysets.all().iter().filter(|h| h.group.is_stopped()).count();
+        let disk_error = match (&usage, lost, failed) {
+            (Err(e), _, _) => e.to_string(),
+            (_, _, n) if n > 0 => format!("{n} copyset replicas stopped"),
+            (_, n, _) if n > 0 => format!("{n} copyset replicas are missing from the disk"),
+            _ => String::new(),
+        };
+        mds::HeartbeatRequest {
+            chunkserver: self.own,
+            uuid: self.uuid.to_vec(),
+            addr: self.addr.to_string(),
+            capacity_bytes: capacity,
+            free_bytes: free.min(capacity),
+            copysets: self.copysets.reports(),
+            done: std::mem::take(&mut self.tasks().done),
+            disk_error,
+        }
+    }
+
+    /// Starts a task in every copyset that is led here.
+    fn start(self: &Arc<Self>, task: &mds::LayerTask) {
+        let Some(command) = command_of(task) else {
+            tracing::error!(task = task.id, "a layer task of an unknown kind; this version is too old");
+            return;
+        };
+        let encoded = command.encode();
+        for copyset in &task.copysets {
+            let Some(hosted) = self.copysets.get(CopysetId(*copyset)) else { continue };
+            if !hosted.group.is_leader() || !self.tasks().known.insert((task.id, *copyset)) {
+                continue;
+            }
+            let done = mds::TaskDone { task: task.id, copyset: *copyset };
+            tokio::spawn(self.clone().carry_out(hosted, encoded.clone(), done));
+        }
+    }
+
+    async fn carry_out(self: Arc<Self>, hosted: Hosted, command: bytes::Bytes, done: mds::TaskDone) {
+        match hosted.group.propose(command, None).await {
+            Ok(_) => {
+                self.tasks().done.push(done);
+                self.wake.notify_one();
+            }
+            Err(error) => {
+                tracing::debug!(copyset = %hosted.copyset, %error, "layer task is tried again with the next heartbeat");
+                self.tasks().known.remove(&(done.task, done.copyset));
+            }
+        }
+    }
+
+    /// Bytes that are free, for the space watch.
+    pub(super) fn refresh_space(&self) {
+        if let Err(error) = self.store.refresh_space() {
+            tracing::warn!(error = &error as &dyn std::error::Error, "read free space");
+        }
+    }
+}
+
+fn command_of(task: &mds::LayerTask) -> Option<Command> {
+    let layer = LayerId(task.layer);
+    Some(match task.kind.as_ref()? {
+        Kind::Seal(seq) => Command::Seal(SealHead { layer, seq: VolumeSeq(*seq) }),
+        Kind::DropLayer(_) => Command::DropLayer(layer),
+        Kind::DropVersion(d) => Command::DropVersion(DropVersionHead {
+            layer,
+            after: VolumeSeq(d.after),
+            seq: VolumeSeq(d.seq),
+            next: VolumeSeq(d.next),
+        }),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_of_task_has_its_command() {
+        let task = |kind| mds::LayerTask { id: 1, layer: 2, copysets: vec![], kind };
+        let layer = LayerId(2);
+        assert_eq!(command_of(&task(None)), None);
+        let seal = Command::Seal(SealHead { layer, seq: VolumeSeq(5) });
+        assert_eq!(command_of(&task(Some(Kind::Seal(5)))), Some(seal));
+        assert_eq!(command_of(&task(Some(Kind::DropLayer(mds::Empty {})))), Some(Command::DropLayer(layer)));
+        let merge = DropVersionHead { layer, after: VolumeSeq(1), seq: VolumeSeq(2), next: VolumeSeq(3) };
+        let wire = mds::DropVersion { after: 1, seq: 2, next: 3 };
+        assert_eq!(command_of(&task(Some(Kind::DropVersion(wire)))), Some(Command::DropVersion(merge)));
+    }
+
+    #[test]
+    fn the_address_book_keeps_what_the_mds_told() {
+        let book = PeerBook::default();
+        let good = mds::Peer { chunkserver: 2, addr: "127.0.0.1:7".to_owned() };
+        let bad = mds::Peer { chunkserver: 3, addr: "nonsense".to_owned() };
+        book.replace(&[good, bad]);
+        assert_eq!(book.addr(2), "127.0.0.1:7".parse().ok());
+        assert_eq!(book.addr(3), None);
+    }
+}

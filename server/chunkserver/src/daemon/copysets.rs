@@ -1,0 +1,211 @@
+//! The copyset replicas that this process hosts.
+//!
+//! Invariants: a replica is made from nothing only when the MDS lists it as to be created, and its row in the table
+//! `replica` is durable before its Raft group opens; a replica that the MDS believes to exist but that is not in the
+//! table is **not** made again: it was lost with its disk, and is reported as an error (INV: a replica id is never
+//! reused). A replica is reported to the MDS only once its group has been initialised, because the report takes away
+//! the permission to create it.
+
+use super::error::{DaemonError, DaemonErrorKind};
+use crate::copyset::{CopysetFetch, CopysetMachine};
+use crate::store::{ChunkStore, CopysetStore};
+use ogee_common::id::{CopysetId, ReplicaId};
+use ogee_disk::{Batch, Durability, MetaStore, Table};
+use ogee_proto::mds;
+use ogee_raft::{Members, RaftGroup, RaftProcess};
+use std::collections::{BTreeMap, HashSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Replicas of this process: key copyset id (4 bytes, big endian), value format version (1 byte) and replica id (8
+/// bytes, little endian).
+const TABLE_REPLICA: Table = Table::new(32, "replica");
+/// Format version of a row.
+const ROW_VERSION: u8 = 1;
+/// More rows than a chunkserver may ever have.
+const ROWS_MAX: usize = 65_536;
+
+/// One hosted replica.
+#[derive(Clone)]
+pub(super) struct Hosted {
+    pub(super) copyset: CopysetId,
+    pub(super) replica: ReplicaId,
+    pub(super) group: RaftGroup,
+    pub(super) store: Arc<CopysetStore>,
+}
+
+#[derive(Default)]
+struct Table2 {
+    open: BTreeMap<CopysetId, Hosted>,
+    /// Initialised since the start or before it: may be reported.
+    ready: HashSet<CopysetId>,
+    /// Listed by the MDS as existing, but not here.
+    lost: HashSet<CopysetId>,
+}
+
+/// All hosted replicas.
+pub(super) struct Copysets {
+    process: Arc<RaftProcess>,
+    store: Arc<ChunkStore>,
+    meta: Arc<dyn MetaStore>,
+    path: PathBuf,
+    table: Mutex<Table2>,
+}
+
+impl Copysets {
+    pub(super) fn new(process: Arc<RaftProcess>, store: Arc<ChunkStore>, meta: Arc<dyn MetaStore>, path: PathBuf) -> Self {
+        Self { process, store, meta, path, table: Mutex::default() }
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table2> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn fail(&self, verb: &'static str, source: Box<dyn std::error::Error + Send + Sync>) -> DaemonError {
+        DaemonError { kind: DaemonErrorKind::Disk, verb, path: self.path.clone(), source }
+    }
+
+    /// The replica of a copyset, if it is hosted and open.
+    pub(super) fn get(&self, copyset: CopysetId) -> Option<Hosted> {
+        self.table().open.get(&copyset).cloned()
+    }
+
+    /// Every open replica, in order.
+    pub(super) fn all(&self) -> Vec<Hosted> {
+        self.table().open.values().cloned().collect()
+    }
+
+    /// Copysets that the MDS believes to be here but that are not.
+    pub(super) fn lost(&self) -> usize {
+        self.table().lost.len()
+    }
+
+    /// Opens every replica that the table names.
+    ///
+    /// # Errors
+    /// [`DaemonErrorKind::Disk`].
+    pub(super) async fn open_all(&self) -> Result<(), DaemonError> {
+        let rows = self
+            .meta
+            .scan_prefix(TABLE_REPLICA, &[], ROWS_MAX)
+            .map_err(|e| self.fail("list replicas in", e.into()))?;
+        for (key, value) in rows {
+            let (copyset, replica) =
+                decode_row(&key, &value).ok_or_else(|| self.fail("decode replica row in", BadRow.into()))?;
+            self.open(copyset, replica).await?;
+        }
+        Ok(())
+    }
+
+    async fn open(&self, copyset: CopysetId, replica: ReplicaId) -> Result<Hosted, DaemonError> {
+        let store = self.store.copyset(copyset);
+        let machine = CopysetMachine::new(store.clone());
+        let fetch = Arc::new(CopysetFetch::new(store.clone()));
+        let group = self
+            .process
+            .open_group(u64::from(copyset.0), replica, machine, fetch)
+            .await
+            .map_err(|e| self.fail("open copyset replica in", e.into()))?;
+        let hosted = Hosted { copyset, replica, group, store };
+        self.table().open.insert(copyset, hosted.clone());
+        Ok(hosted)
+    }
+
+    /// Makes what the MDS wants here and is not yet.
+    ///
+    /// # Errors
+    /// [`DaemonErrorKind::Disk`].
+    pub(super) async fn follow(&self, own: u32, wanted: &[mds::Copyset], create: &[u64]) -> Result<(), DaemonError> {
+        for copyset in wanted {
+            let id = CopysetId(copyset.id);
+            let Some(mine) = copyset.replicas.iter().find(|r| r.chunkserver == own) else { continue };
+            let may_create = create.contains(&mine.replica);
+            let hosted = match self.get(id) {
+                Some(hosted) if hosted.replica.0 == mine.replica => hosted,
+                Some(hosted) => {
+                    tracing::error!(copyset = %id, have = %hosted.replica, wanted = mine.replica, "another replica of the copyset is here");
+                    continue;
+                }
+                None if may_create => self.create(id, ReplicaId(mine.replica)).await?,
+                None => {
+                    if self.table().lost.insert(id) {
+                        tracing::error!(copyset = %id, replica = mine.replica, "the MDS expects a replica that is not on this disk");
+                    }
+                    continue;
+                }
+            };
+            if may_create {
+                let members: Members =
+                    copyset.replicas.iter().map(|r| (ReplicaId(r.replica), r.chunkserver)).collect();
+                if let Err(error) = hosted.group.initialize(members).await {
+                    tracing::warn!(copyset = %id, %error, "initialise copyset");
+                    continue;
+                }
+            }
+            self.table().ready.insert(id);
+        }
+        Ok(())
+    }
+
+    async fn create(&self, copyset: CopysetId, replica: ReplicaId) -> Result<Hosted, DaemonError> {
+        let mut batch = Batch::new();
+        let (key, value) = encode_row(copyset, replica);
+        batch.put(TABLE_REPLICA, &key, &value);
+        self.meta
+            .write(batch, Durability::Synced)
+            .map_err(|e| self.fail("record new replica in", e.into()))?;
+        tracing::info!(%copyset, %replica, "new copyset replica");
+        self.open(copyset, replica).await
+    }
+
+    /// What a heartbeat says of the replicas.
+    pub(super) fn reports(&self) -> Vec<mds::CopysetReport> {
+        let table = self.table();
+        let ready = table.open.values().filter(|h| table.ready.contains(&h.copyset));
+        ready
+            .map(|h| {
+                let leader = h.group.leader();
+                mds::CopysetReport {
+                    copyset: h.copyset.0,
+                    replica: h.replica.0,
+                    leader: leader.process,
+                    term: leader.term.0,
+                    applied: h.group.applied_index(),
+                    conf_epoch: 0,
+                }
+            })
+            .collect()
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("a row of the table `replica` has an unknown form")]
+struct BadRow;
+
+fn encode_row(copyset: CopysetId, replica: ReplicaId) -> ([u8; 4], [u8; 9]) {
+    let mut value = [ROW_VERSION; 9];
+    value[1..].copy_from_slice(&replica.0.to_le_bytes());
+    (copyset.0.to_be_bytes(), value)
+}
+
+fn decode_row(key: &[u8], value: &[u8]) -> Option<(CopysetId, ReplicaId)> {
+    let copyset = u32::from_be_bytes(key.try_into().ok()?);
+    let (version, replica) = value.split_first()?;
+    let replica = u64::from_le_bytes(replica.try_into().ok()?);
+    (*version == ROW_VERSION).then_some((CopysetId(copyset), ReplicaId(replica)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn golden_row() {
+        let (key, value) = encode_row(CopysetId(0x0102_0304), ReplicaId(0x1112_1314_1516_1718));
+        assert_eq!(key, [1, 2, 3, 4]);
+        assert_eq!(value, [1, 0x18, 0x17, 0x16, 0x15, 0x14, 0x13, 0x12, 0x11]);
+        assert_eq!(decode_row(&key, &value), Some((CopysetId(0x0102_0304), ReplicaId(0x1112_1314_1516_1718))));
+        assert_eq!(decode_row(&key, &value[..8]), None);
+        assert_eq!(decode_row(&key, &[9; 9]), None);
+    }
+}
