@@ -64,7 +64,7 @@ pub(crate) fn offered_features(info: &DeviceInfo) -> u64 {
 
 /// Why a write to the configuration space is refused.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("write {len} bytes at {offset} of the configuration space: only the write cache byte may be set, to 0 or 1")]
+#[error("write {len} bytes at {offset} of the configuration space: only the write cache byte may be set")]
 pub(crate) struct ConfigWriteError {
     offset: u32,
     len: usize,
@@ -93,11 +93,11 @@ impl ConfigSpace {
         range.and_then(|(start, end)| bytes.get(start..end)).map(<[u8]>::to_vec).unwrap_or_default()
     }
 
-    /// Sets the write cache byte.
+    /// Sets the write cache byte; whatever is not 0 turns the cache on, so that a guest's odd value has a meaning.
     pub(crate) fn write(&self, offset: u32, data: &[u8]) -> Result<(), ConfigWriteError> {
         match (offset, data) {
-            (WRITEBACK_AT, [mode @ (0 | 1)]) => {
-                self.writeback.store(*mode == 1, Ordering::Relaxed);
+            (WRITEBACK_AT, [mode]) => {
+                self.writeback.store(*mode != 0, Ordering::Relaxed);
                 Ok(())
             }
             _ => Err(ConfigWriteError { offset, len: data.len() }),
@@ -165,9 +165,12 @@ mod tests {
         let space = ConfigSpace::new(1, 128);
         space.write(32, &[0]).unwrap();
         assert_eq!(space.read(&info(false), 32, 1), [0]);
-        space.write(32, &[1]).unwrap();
-        assert_eq!(space.read(&info(false), 32, 1), [1]);
-        for (offset, data) in [(32, &[2_u8][..]), (32, &[0, 0]), (0, &[0]), (33, &[1]), (32, &[]), (u32::MAX, &[1])] {
+        for on in [1, 2, 0xff] {
+            space.write(32, &[0]).unwrap();
+            space.write(32, &[on]).unwrap();
+            assert_eq!(space.read(&info(false), 32, 1), [1]);
+        }
+        for (offset, data) in [(32, &[0_u8, 0][..]), (0, &[0]), (33, &[1]), (32, &[]), (u32::MAX, &[1])] {
             assert_eq!(space.write(offset, data), Err(ConfigWriteError { offset, len: data.len() }));
         }
     }

@@ -26,7 +26,7 @@ const UNSUPP: u8 = 2;
 const MIB: usize = 1 << 20;
 
 fn pattern(seed: u8, len: usize) -> Vec<u8> {
-    (0..len).map(|i| (i % 251) as u8 ^ seed).collect()
+    (0..len).map(|i| (i % 251).to_le_bytes()[0] ^ seed).collect()
 }
 
 fn range(guest: &Guest, at: u64, sector: u64, count: u32, flags: u32) {
@@ -102,7 +102,7 @@ fn a_full_ring_is_answered_completely_and_out_of_order_submission_wraps() {
         let mut waiting = Vec::new();
         for i in 0..u64::from(batch) {
             let at = data + i * 4096;
-            guest.put_bytes(at, &pattern((round * 16 + i) as u8, 4096));
+            guest.put_bytes(at, &pattern((round * 16 + i).to_le_bytes()[0], 4096));
             waiting.push(ring.submit(OUT, i * 8, &[(at, 4096, 0)], i % 2 == 0).0);
         }
         ring.kick();
@@ -153,7 +153,7 @@ fn queues_work_in_parallel_and_wait_only_for_their_own_requests() {
     device.hold(true);
     for (i, ring) in rings.iter_mut().enumerate() {
         let data = ring.data();
-        guest.put_bytes(data, &pattern(i as u8, 4096));
+        guest.put_bytes(data, &pattern(i.to_le_bytes()[0], 4096));
         ring.submit(OUT, i as u64 * 8, &[(data, 4096, 0)], false);
         ring.kick();
     }
@@ -171,7 +171,7 @@ fn queues_work_in_parallel_and_wait_only_for_their_own_requests() {
         }
     });
     for (i, ring) in rings.iter().enumerate() {
-        assert_eq!(guest.bytes(ring.data() + 0x1_0000, 4096), pattern(i as u8, 4096));
+        assert_eq!(guest.bytes(ring.data() + 0x1_0000, 4096), pattern(i.to_le_bytes()[0], 4096));
     }
 }
 
@@ -243,9 +243,9 @@ fn configuration_is_served_checked_and_follows_a_resize() {
     let flags = VhostUserConfigFlags::WRITABLE;
     front.set_config(32, flags, &[0]).unwrap();
     assert_eq!(config(&mut front, 32, 1).unwrap(), [0]);
+    // Anything else is a mistake of the front end, not of its guest, and ends the connection; the next one starts with
+    // the write cache on again.
     front.set_config(0, flags, &[1; 8]).unwrap_err();
-    // The front end is still served, and the next one starts with the write cache on again.
-    assert_eq!(config(&mut front, 0, 8).unwrap(), 4096_u64.to_le_bytes());
     drop(front);
     let mut front = connect(server.path(), &guest, VERSION_1);
     assert_eq!(config(&mut front, 32, 1).unwrap(), [1]);
