@@ -177,6 +177,9 @@ pub enum RaftError {
     /// The command is longer than [`ogee_common::limits::RAFT_COMMAND_BYTES_MAX`]. Nothing was proposed.
     #[error("command too long")]
     TooLong,
+    /// The disk of the leader's log is full. Nothing was proposed.
+    #[error("no space for the log")]
+    NoSpace,
     /// The replica has stopped (disk failure or shutdown).
     #[error("the replica has stopped")]
     Stopped,
