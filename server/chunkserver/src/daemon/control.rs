@@ -157,7 +157,7 @@ impl Control {
         let (total, free) = usage.as_ref().map_or((0, 0), |u| (u.total_bytes, u.free_bytes));
         let capacity = self.capacity_bytes.unwrap_or(total);
         let lost = self.copysets.lost();
-        let failed = self.copysets.all().iter().filter(|h| h.group.is_stopped()).count();
+        let failed = self.copysets.all().iter().filter(|h| h.has_failed()).count();
         let disk_error = match (&usage, lost, failed) {
             (Err(e), _, _) => e.to_string(),
             (_, _, n) if n > 0 => format!("{n} copyset replicas stopped"),

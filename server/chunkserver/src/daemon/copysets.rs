@@ -7,12 +7,13 @@
 //! the permission to create it.
 
 use super::error::{DaemonError, DaemonErrorKind};
-use crate::copyset::{CopysetFetch, CopysetMachine};
+use crate::copyset::CopysetMachine;
 use crate::store::{ChunkStore, CopysetStore};
+use bytes::Bytes;
 use ogee_common::id::{CopysetId, ReplicaId};
 use ogee_disk::{Batch, Durability, MetaStore, Table};
 use ogee_proto::mds;
-use ogee_raft::{Members, RaftGroup, RaftProcess};
+use ogee_raft::{BoxFuture, FetchHandler, GroupStatus, Members, RaftGroup, RaftProcess, StateMachineError};
 use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -34,8 +35,15 @@ pub(super) struct Hosted {
     pub(super) store: Arc<CopysetStore>,
 }
 
+impl Hosted {
+    /// Whether the replica's log or state machine failed.
+    pub(super) fn has_failed(&self) -> bool {
+        matches!(self.group.state().borrow().status, GroupStatus::Failed(_))
+    }
+}
+
 #[derive(Default)]
-struct Table2 {
+struct Replicas {
     open: BTreeMap<CopysetId, Hosted>,
     /// Initialised since the start or before it: may be reported.
     ready: HashSet<CopysetId>,
@@ -49,7 +57,7 @@ pub(super) struct Copysets {
     store: Arc<ChunkStore>,
     meta: Arc<dyn MetaStore>,
     path: PathBuf,
-    table: Mutex<Table2>,
+    table: Mutex<Replicas>,
 }
 
 impl Copysets {
@@ -57,7 +65,7 @@ impl Copysets {
         Self { process, store, meta, path, table: Mutex::default() }
     }
 
-    fn table(&self) -> MutexGuard<'_, Table2> {
+    fn table(&self) -> MutexGuard<'_, Replicas> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -98,9 +106,9 @@ impl Copysets {
     }
 
     async fn open(&self, copyset: CopysetId, replica: ReplicaId) -> Result<Hosted, DaemonError> {
-        let store = self.store.copyset(copyset);
-        let machine = CopysetMachine::new(store.clone());
-        let fetch = Arc::new(CopysetFetch::new(store.clone()));
+        let machine = CopysetMachine::new(&self.store, copyset);
+        let store = machine.store();
+        let fetch = Arc::new(Fetch(store.clone()));
         let group = self
             .process
             .open_group(u64::from(copyset.0), replica, machine, fetch)
@@ -175,6 +183,18 @@ impl Copysets {
                 }
             })
             .collect()
+    }
+}
+
+/// Serves replicas that install a Raft snapshot of ours.
+struct Fetch(Arc<CopysetStore>);
+
+impl FetchHandler for Fetch {
+    fn fetch(&self, request: Bytes) -> BoxFuture<'_, Result<Bytes, StateMachineError>> {
+        Box::pin(async move {
+            let answer = self.0.serve_fetch(&request).await;
+            answer.map_err(|e| StateMachineError { verb: "serve pages of a raft snapshot", source: e.into() })
+        })
     }
 }
 

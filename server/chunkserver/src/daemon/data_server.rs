@@ -6,18 +6,21 @@
 
 use super::copysets::{Copysets, Hosted};
 use super::sessions::{Session, Sessions};
-use crate::store::{ReadOutcome, SpaceState};
+use crate::copyset::{ReadOutcome, ReadRange};
+use crate::store::{ChunkStore, SpaceState};
 use bytes::Bytes;
 use ogee_common::checksum::fragment_crcs;
 use ogee_common::id::{CopysetId, Term};
+use ogee_common::limits::CONNECTION_REQUESTS_MAX;
 use ogee_proto::data::{
-    Command, DecodeError, Frame, HelloHead, Opcode, OpenLayerHead, ReadHead, ReadReply, Redirect, Role, Status,
-    StatusHead, StatusReply, ZeroHead,
+    Command, DecodeError, Frame, HelloHead, LayerHead, Opcode, OpenLayerHead, ReadHead, ReadReply, Redirect, Role,
+    Status, StatusHead, StatusReply, ZeroHead,
 };
 use ogee_proto::link::{Handler, Responder};
 use ogee_raft::{LeaderHint, Proposed, RaftError, RaftProcess};
-use std::future::Future;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use tokio::sync::mpsc;
 
 /// What all connections share.
 pub(super) struct DataServer {
@@ -26,6 +29,7 @@ pub(super) struct DataServer {
     pub(super) process: Arc<RaftProcess>,
     pub(super) copysets: Arc<Copysets>,
     pub(super) sessions: Arc<Sessions>,
+    pub(super) store: Arc<ChunkStore>,
 }
 
 impl DataServer {
@@ -38,12 +42,12 @@ impl DataServer {
         let session = match hello.role {
             Role::Client => {
                 let session = self.sessions.hello(hello.session, hello.generation);
-                Some(session.ok_or(Status::OldGeneration)?)
+                Some(Arc::new(session.ok_or(Status::OldGeneration)?))
             }
             Role::Chunkserver => None,
             Role::Mds => return Err(Status::WrongTarget),
         };
-        Ok(Connection { server: self.clone(), session })
+        Ok(Connection { server: self.clone(), session, waiting: OnceLock::new(), waiting_count: Arc::default() })
     }
 }
 
@@ -51,7 +55,18 @@ impl DataServer {
 pub(super) struct Connection {
     server: Arc<DataServer>,
     /// `None` for another chunkserver.
-    session: Option<Session>,
+    session: Option<Arc<Session>>,
+    /// Writes that wait for the check whether they fit on a full disk, in order; made when first needed.
+    waiting: OnceLock<mpsc::Sender<WaitingWrite>>,
+    waiting_count: Arc<AtomicUsize>,
+}
+
+/// A write whose place on a full disk is not known yet.
+struct WaitingWrite {
+    hosted: Hosted,
+    at: LayerHead,
+    command: Bytes,
+    responder: Responder,
 }
 
 impl Handler for Connection {
@@ -81,6 +96,8 @@ fn answer_error(error: RaftError, hint: LeaderHint, responder: Responder) {
         RaftError::NotLeader(hint) => responder.send(Status::NotLeader, &redirect(hint), Bytes::new()),
         RaftError::Unknown => responder.send(Status::NotLeader, &redirect(hint), Bytes::new()),
         RaftError::NoQuorum => responder.status(Status::NotReady),
+        RaftError::TooLong => responder.bad_request(&error),
+        RaftError::NoSpace => responder.status(Status::NoSpace),
         RaftError::Overloaded => responder.status(Status::Overloaded),
         RaftError::Stopped => responder.status(Status::DiskFailed),
     }
@@ -116,10 +133,26 @@ impl Connection {
         if !fragment_crcs(head.at.offset, &data).eq(head.crcs.iter().copied()) {
             return responder.status(Status::PayloadChecksum);
         }
-        if hosted.store.process().space_state() == SpaceState::Full && hosted.store.needs_space(&head.at) {
-            return responder.status(Status::NoSpace);
+        let full = self.server.store.space_state() == SpaceState::Full;
+        if full || self.waiting_count.load(Ordering::Relaxed) > 0 {
+            return self.wait_for_space(WaitingWrite { hosted, at: head.at, command: frame.body.clone(), responder });
         }
         Self::propose(&hosted, frame.body.clone(), head.at.term, responder);
+    }
+
+    /// On a full disk a write goes on only if its pages have blocks already, which may take a read of metadata. Order is
+    /// kept: later writes of the connection wait behind it.
+    fn wait_for_space(&self, write: WaitingWrite) {
+        let queue = self.waiting.get_or_init(|| {
+            let (tx, rx) = mpsc::channel(CONNECTION_REQUESTS_MAX);
+            tokio::spawn(propose_what_fits(rx, self.session.clone(), self.waiting_count.clone()));
+            tx
+        });
+        self.waiting_count.fetch_add(1, Ordering::Relaxed);
+        if let Err(error) = queue.try_send(write) {
+            self.waiting_count.fetch_sub(1, Ordering::Relaxed);
+            error.into_inner().responder.status(Status::Overloaded);
+        }
     }
 
     fn zero(&self, frame: &Frame, responder: Responder) {
@@ -172,19 +205,44 @@ fn answer_applied(reply: &Bytes, responder: Responder) {
     }
 }
 
-fn read(hosted: Hosted, head: ReadHead, responder: Responder) -> impl Future<Output = ()> + Send {
-    async move {
-        if let Err(error) = hosted.group.read_barrier().await {
-            return answer_error(error, hosted.group.leader(), responder);
+async fn propose_what_fits(
+    mut queue: mpsc::Receiver<WaitingWrite>,
+    session: Option<Arc<Session>>,
+    count: Arc<AtomicUsize>,
+) {
+    while let Some(WaitingWrite { hosted, at, command, responder }) = queue.recv().await {
+        let fits = hosted.store.fits(&at).await;
+        if session.as_ref().is_some_and(|s| !s.is_current()) {
+            responder.status(Status::OldGeneration);
+        } else {
+            match fits {
+                Ok(true) => Connection::propose(&hosted, command, at.term, responder),
+                Ok(false) => responder.status(Status::NoSpace),
+                Err(_) => responder.status(Status::DiskFailed),
+            }
         }
-        match hosted.store.read(&head).await {
-            Ok(ReadOutcome::AllZero) => {
-                responder.send(Status::Ok, &ReadReply { crcs: vec![] }.encode(), Bytes::new());
-            }
-            Ok(ReadOutcome::Data { bytes, crcs }) => {
-                responder.send(Status::Ok, &ReadReply { crcs }.encode(), bytes);
-            }
-            Err(refusal) => answer_applied(&Bytes::from(refusal.reply()), responder),
+        count.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+async fn read(hosted: Hosted, head: ReadHead, responder: Responder) {
+    if let Err(error) = hosted.group.read_barrier().await {
+        return answer_error(error, hosted.group.leader(), responder);
+    }
+    hosted.store.caught_up();
+    if let Err(refusal) = hosted.store.admit_read(&head.at) {
+        return answer_applied(&Bytes::from(refusal.reply()), responder);
+    }
+    match hosted.store.read(&ReadRange::of(&head.at, &head.chain)).await {
+        Ok(ReadOutcome::AllZero) => {
+            responder.send(Status::Ok, &ReadReply { crcs: vec![] }.encode(), Bytes::new());
+        }
+        Ok(ReadOutcome::Data { bytes, crcs }) => {
+            responder.send(Status::Ok, &ReadReply { crcs }.encode(), bytes);
+        }
+        Err(error) => {
+            tracing::warn!(target: "datapath", copyset = %hosted.copyset, error = &error as &dyn std::error::Error, "read");
+            responder.status(error.status());
         }
     }
 }

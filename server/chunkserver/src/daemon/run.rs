@@ -93,6 +93,7 @@ impl Process {
             process: raft,
             copysets: copysets.clone(),
             sessions,
+            store: store.clone(),
         });
         let control = Control::new(ControlParts {
             own,
