@@ -8,7 +8,7 @@
 //! where replicas are placed.
 
 mod alias;
-mod api;
+pub mod api;
 mod append_stream;
 mod codec;
 mod group;

@@ -166,7 +166,7 @@ impl Control {
         };
         mds::HeartbeatRequest {
             chunkserver: self.own,
-            uuid: self.uuid.to_vec(),
+            uuid: bytes::Bytes::copy_from_slice(&self.uuid),
             addr: self.addr.to_string(),
             capacity_bytes: capacity,
             free_bytes: free.min(capacity),

@@ -7,13 +7,12 @@
 //! the permission to create it.
 
 use super::error::{DaemonError, DaemonErrorKind};
-use crate::copyset::CopysetMachine;
+use crate::copyset::{CopysetFetch, CopysetMachine};
 use crate::store::{ChunkStore, CopysetStore};
-use bytes::Bytes;
 use ogee_common::id::{CopysetId, ReplicaId};
 use ogee_disk::{Batch, Durability, MetaStore, Table};
 use ogee_proto::mds;
-use ogee_raft::{BoxFuture, FetchHandler, GroupStatus, Members, RaftGroup, RaftProcess, StateMachineError};
+use ogee_raft::{GroupStatus, Members, RaftGroup, RaftProcess};
 use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -106,9 +105,9 @@ impl Copysets {
     }
 
     async fn open(&self, copyset: CopysetId, replica: ReplicaId) -> Result<Hosted, DaemonError> {
-        let machine = CopysetMachine::new(&self.store, copyset);
-        let store = machine.store();
-        let fetch = Arc::new(Fetch(store.clone()));
+        let store = self.store.copyset(copyset);
+        let machine = CopysetMachine::new(store.clone());
+        let fetch = Arc::new(CopysetFetch::new(store.clone()));
         let group = self
             .process
             .open_group(u64::from(copyset.0), replica, machine, fetch)
@@ -183,18 +182,6 @@ impl Copysets {
                 }
             })
             .collect()
-    }
-}
-
-/// Serves replicas that install a Raft snapshot of ours.
-struct Fetch(Arc<CopysetStore>);
-
-impl FetchHandler for Fetch {
-    fn fetch(&self, request: Bytes) -> BoxFuture<'_, Result<Bytes, StateMachineError>> {
-        Box::pin(async move {
-            let answer = self.0.serve_fetch(&request).await;
-            answer.map_err(|e| StateMachineError { verb: "serve pages of a raft snapshot", source: e.into() })
-        })
     }
 }
 

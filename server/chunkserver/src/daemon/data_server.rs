@@ -6,21 +6,18 @@
 
 use super::copysets::{Copysets, Hosted};
 use super::sessions::{Session, Sessions};
-use crate::copyset::{ReadOutcome, ReadRange};
-use crate::store::{ChunkStore, SpaceState};
+use crate::copyset::ReadOutcome;
+use crate::store::SpaceState;
 use bytes::Bytes;
 use ogee_common::checksum::fragment_crcs;
 use ogee_common::id::{CopysetId, Term};
-use ogee_common::limits::CONNECTION_REQUESTS_MAX;
 use ogee_proto::data::{
-    Command, DecodeError, Frame, HelloHead, LayerHead, Opcode, OpenLayerHead, ReadHead, ReadReply, Redirect, Role,
+    Command, DecodeError, Frame, HelloHead, Opcode, OpenLayerHead, ReadHead, ReadReply, Redirect, Role,
     Status, StatusHead, StatusReply, ZeroHead,
 };
 use ogee_proto::link::{Handler, Responder};
 use ogee_raft::{LeaderHint, Proposed, RaftError, RaftProcess};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
-use tokio::sync::mpsc;
+use std::sync::Arc;
 
 /// What all connections share.
 pub(super) struct DataServer {
@@ -29,7 +26,6 @@ pub(super) struct DataServer {
     pub(super) process: Arc<RaftProcess>,
     pub(super) copysets: Arc<Copysets>,
     pub(super) sessions: Arc<Sessions>,
-    pub(super) store: Arc<ChunkStore>,
 }
 
 impl DataServer {
@@ -42,12 +38,12 @@ impl DataServer {
         let session = match hello.role {
             Role::Client => {
                 let session = self.sessions.hello(hello.session, hello.generation);
-                Some(Arc::new(session.ok_or(Status::OldGeneration)?))
+                Some(session.ok_or(Status::OldGeneration)?)
             }
             Role::Chunkserver => None,
             Role::Mds => return Err(Status::WrongTarget),
         };
-        Ok(Connection { server: self.clone(), session, waiting: OnceLock::new(), waiting_count: Arc::default() })
+        Ok(Connection { server: self.clone(), session })
     }
 }
 
@@ -55,18 +51,7 @@ impl DataServer {
 pub(super) struct Connection {
     server: Arc<DataServer>,
     /// `None` for another chunkserver.
-    session: Option<Arc<Session>>,
-    /// Writes that wait for the check whether they fit on a full disk, in order; made when first needed.
-    waiting: OnceLock<mpsc::Sender<WaitingWrite>>,
-    waiting_count: Arc<AtomicUsize>,
-}
-
-/// A write whose place on a full disk is not known yet.
-struct WaitingWrite {
-    hosted: Hosted,
-    at: LayerHead,
-    command: Bytes,
-    responder: Responder,
+    session: Option<Session>,
 }
 
 impl Handler for Connection {
@@ -133,26 +118,10 @@ impl Connection {
         if !fragment_crcs(head.at.offset, &data).eq(head.crcs.iter().copied()) {
             return responder.status(Status::PayloadChecksum);
         }
-        let full = self.server.store.space_state() == SpaceState::Full;
-        if full || self.waiting_count.load(Ordering::Relaxed) > 0 {
-            return self.wait_for_space(WaitingWrite { hosted, at: head.at, command: frame.body.clone(), responder });
+        if hosted.store.process().space_state() == SpaceState::Full && hosted.store.needs_space(&head.at) {
+            return responder.status(Status::NoSpace);
         }
         Self::propose(&hosted, frame.body.clone(), head.at.term, responder);
-    }
-
-    /// On a full disk a write goes on only if its pages have blocks already, which may take a read of metadata. Order is
-    /// kept: later writes of the connection wait behind it.
-    fn wait_for_space(&self, write: WaitingWrite) {
-        let queue = self.waiting.get_or_init(|| {
-            let (tx, rx) = mpsc::channel(CONNECTION_REQUESTS_MAX);
-            tokio::spawn(propose_what_fits(rx, self.session.clone(), self.waiting_count.clone()));
-            tx
-        });
-        self.waiting_count.fetch_add(1, Ordering::Relaxed);
-        if let Err(error) = queue.try_send(write) {
-            self.waiting_count.fetch_sub(1, Ordering::Relaxed);
-            error.into_inner().responder.status(Status::Overloaded);
-        }
     }
 
     fn zero(&self, frame: &Frame, responder: Responder) {
@@ -205,35 +174,11 @@ fn answer_applied(reply: &Bytes, responder: Responder) {
     }
 }
 
-async fn propose_what_fits(
-    mut queue: mpsc::Receiver<WaitingWrite>,
-    session: Option<Arc<Session>>,
-    count: Arc<AtomicUsize>,
-) {
-    while let Some(WaitingWrite { hosted, at, command, responder }) = queue.recv().await {
-        let fits = hosted.store.fits(&at).await;
-        if session.as_ref().is_some_and(|s| !s.is_current()) {
-            responder.status(Status::OldGeneration);
-        } else {
-            match fits {
-                Ok(true) => Connection::propose(&hosted, command, at.term, responder),
-                Ok(false) => responder.status(Status::NoSpace),
-                Err(_) => responder.status(Status::DiskFailed),
-            }
-        }
-        count.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 async fn read(hosted: Hosted, head: ReadHead, responder: Responder) {
     if let Err(error) = hosted.group.read_barrier().await {
         return answer_error(error, hosted.group.leader(), responder);
     }
-    hosted.store.caught_up();
-    if let Err(refusal) = hosted.store.admit_read(&head.at) {
-        return answer_applied(&Bytes::from(refusal.reply()), responder);
-    }
-    match hosted.store.read(&ReadRange::of(&head.at, &head.chain)).await {
+    match hosted.store.read(&head).await {
         Ok(ReadOutcome::AllZero) => {
             responder.send(Status::Ok, &ReadReply { crcs: vec![] }.encode(), Bytes::new());
         }
@@ -241,8 +186,9 @@ async fn read(hosted: Hosted, head: ReadHead, responder: Responder) {
             responder.send(Status::Ok, &ReadReply { crcs }.encode(), bytes);
         }
         Err(error) => {
-            tracing::warn!(target: "datapath", copyset = %hosted.copyset, error = &error as &dyn std::error::Error, "read");
-            responder.status(error.status());
+            let what = &error as &dyn std::error::Error;
+            tracing::debug!(target: "datapath", copyset = %hosted.copyset, error = what, "read refused");
+            answer_applied(&Bytes::from(error.reply()), responder);
         }
     }
 }

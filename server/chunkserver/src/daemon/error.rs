@@ -34,7 +34,7 @@ pub struct DaemonError {
 
 /// A reason that is a fixed sentence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Reason {
+pub(super) enum Reason {
     /// Files but no superblock.
     #[error("it holds files but no superblock; give an empty directory, or the whole old one")]
     NotEmpty,

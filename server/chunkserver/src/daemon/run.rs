@@ -14,6 +14,7 @@ use super::sessions::Sessions;
 use super::superblock::Superblock;
 use super::upkeep::{Upkeep, checkpoint, load_book};
 use crate::store::{ChunkStore, StoreTuning};
+use bytes::Bytes;
 use ogee_common::id::ChunkserverId;
 use ogee_common::{limits, rng};
 use ogee_disk::{DataDir, MetaStore, RocksStore};
@@ -93,7 +94,6 @@ impl Process {
             process: raft,
             copysets: copysets.clone(),
             sessions,
-            store: store.clone(),
         });
         let control = Control::new(ControlParts {
             own,
@@ -158,14 +158,14 @@ async fn register(
     mds: &MdsChannel,
 ) -> Result<Superblock, DaemonError> {
     let request = mds::RegisterChunkserverRequest {
-        uuid: superblock.uuid.to_vec(),
+        uuid: Bytes::copy_from_slice(&superblock.uuid),
         id: superblock.id.0,
         addr: config.listen.to_string(),
         pool: config.pool.clone(),
         zone: config.zone.clone(),
         host: config.host.clone(),
         capacity_bytes: config.capacity_bytes.unwrap_or_else(|| dir.usage().map_or(0, |u| u.total_bytes)),
-        cluster: if superblock.id.0 == 0 { vec![] } else { superblock.cluster.to_vec() },
+        cluster: if superblock.id.0 == 0 { Bytes::new() } else { Bytes::copy_from_slice(&superblock.cluster) },
     };
     loop {
         let answer = mds

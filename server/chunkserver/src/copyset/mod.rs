@@ -1,0 +1,14 @@
+//! A copyset replica: the Raft state machine over the chunk store ([`machine`]), client reads ([`reading`]), and the
+//! Raft snapshot with its fetch of pages out of band ([`install`], [`fetch`]).
+//!
+//! Called by the daemon, which opens a Raft group with a [`CopysetMachine`] and reads through the shared
+//! [`crate::store::CopysetStore`]. Deliberately absent: the network, leases, and who the leader is.
+
+pub mod fetch;
+pub mod install;
+pub mod machine;
+pub mod reading;
+
+pub use fetch::CopysetFetch;
+pub use machine::CopysetMachine;
+pub use reading::{ReadChain, ReadError, ReadOutcome, ReadRange};
