@@ -5,19 +5,29 @@
 //! arguments for them are in the module docs of `session.rs` (order of retries), `gate.rs` (exact snapshots) and
 //! `fence.rs` (one writer). Absent: virtio, NBD, files.
 
+mod attachment;
+mod attempt;
 mod block_device;
 mod cluster;
 mod control;
+mod fence;
+mod gate;
+mod io;
+mod layout;
 mod mds_calls;
 mod mds_client;
 mod memory;
+mod resolve;
 mod routing;
+mod session;
 mod stats;
 mod volume;
+mod watch;
 
+pub use attachment::AttachInfo;
 pub use block_device::{BlockDevice, DeviceInfo, IoError, IoErrorKind, ReadData, ReadPiece};
 pub use cluster::{Cluster, ClusterConfig, NoSpacePolicy, Timing};
 pub use mds_client::{MdsCallError, MdsClient};
 pub use memory::{MemoryCounters, MemoryDevice};
 pub use stats::{LATENCY_BUCKETS, OpStats, VolumeStats};
-pub use volume::{AttachInfo, DetachError, OpenError, OpenMode, Volume};
+pub use volume::{DetachError, OpenError, OpenMode, Volume};

@@ -17,6 +17,7 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Response, Status};
 
@@ -63,6 +64,16 @@ struct Inner {
 /// The asking side of the control plane. Clones share connections and the leader's address.
 #[derive(Debug, Clone)]
 pub struct MdsClient(Arc<Inner>);
+
+/// A call that nobody waits for any more ends: an acknowledgement that is retried after its hold is over would be a
+/// lie.
+struct AbortOnDrop<T>(JoinHandle<T>);
+
+impl<T> Drop for AbortOnDrop<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
 
 /// What to do after one attempt.
 enum Verdict {
@@ -116,8 +127,8 @@ impl MdsClient {
         T: Send + 'static,
     {
         let this = self.clone();
-        let task = self.0.control.spawn(async move { this.run(rpc, attempt, ask).await });
-        task.await.unwrap_or_else(|_| {
+        let mut task = AbortOnDrop(self.0.control.spawn(async move { this.run(rpc, attempt, ask).await }));
+        (&mut task.0).await.unwrap_or_else(|_| {
             let message = "the control thread has ended".to_owned();
             Err(MdsCallError { kind: MdsErrorKind::Unavailable, rpc, message, outcome_unknown: true })
         })
@@ -197,6 +208,14 @@ impl MdsClient {
         } else {
             nodes.current = (nodes.current + 1) % nodes.list.len();
         }
+    }
+}
+
+/// The kind of a refusal, `None` if asking again may help.
+pub(crate) fn refusal(status: &Status) -> Option<MdsErrorKind> {
+    match judge(status) {
+        Verdict::Refused(kind) => Some(kind),
+        _ => None,
     }
 }
 

@@ -1,13 +1,35 @@
-//! An open volume.
+//! An open volume: attach, IO through handles, detach.
+//!
+//! Called by the front ends. A guest's write takes these steps: [`Volume`] (here: checks, ticket, statistics) ->
+//! `io.rs` (cut at chunk bounds, placement) -> `attempt.rs` (fence, leader, retries) -> `session.rs` (connection).
+//! Invariants: no IO is sent after detach told the MDS; all handles of a volume share its fate, its seq and its
+//! statistics; every handle has its own connections. Absent: anything about VMs.
 
+use crate::attachment::{AttachInfo, Attachment};
+use crate::attempt::{DataPath, Failure};
 use crate::block_device::{BlockDevice, DeviceInfo, IoError, IoErrorKind, ReadData};
 use crate::cluster::Cluster;
+use crate::gate::Gate;
+use crate::io::{LEN_MAX, check_range};
+use crate::layout::LayoutCache;
 use crate::mds_client::MdsCallError;
-use crate::stats::VolumeStats;
+use crate::session::Session;
+use crate::stats::{Stats, Verb, VolumeStats};
+use crate::watch as control;
 use bytes::Bytes;
-use ogee_common::id::{AttachEpoch, LayerId, VolumeId};
+use ogee_common::id::{AttachEpoch, LayerId, VolumeId, VolumeSeq};
+use ogee_common::limits::{ANCESTRY_DEPTH_MAX, PAGE_BYTES, VOLUME_BYTES_MAX};
 use ogee_common::name::VolumeRef;
+use ogee_proto::MdsErrorKind;
+use ogee_proto::data::Ancestor;
+use ogee_proto::mds::{AttachGrant, AttachVolumeRequest, DetachVolumeRequest};
+use std::future::Future;
+use std::sync::Arc;
 use tokio::sync::watch;
+
+/// The seq at which a live volume is read by a client that does not write it: newer than every write. Half of the
+/// range, so that a reader of the message may add to it.
+const LIVE_READ_SEQ: VolumeSeq = VolumeSeq(u64::MAX >> 1);
 
 /// How to open a volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,85 +76,220 @@ pub enum OpenError {
 #[error("detach volume")]
 pub struct DetachError(#[source] pub MdsCallError);
 
-/// What an open volume is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AttachInfo {
-    /// What was opened.
-    pub name: VolumeRef,
-    /// The volume.
-    pub volume: VolumeId,
-    /// The layer read and written.
-    pub layer: LayerId,
-    /// The attach; 0 when read-only.
-    pub epoch: AttachEpoch,
-}
-
-/// An open volume.
+/// An open volume. Clones share the handle with its connections; [`BlockDevice::for_thread`] makes a handle of its own.
+/// A volume that is dropped without [`Volume::detach`] stays attached at the MDS until somebody else takes it.
 #[derive(Debug, Clone)]
 pub struct Volume {
-    info: AttachInfo,
+    at: Arc<Attachment>,
+    session: Arc<Session>,
 }
 
 impl Volume {
-    /// Attaches a volume, or a snapshot of one.
+    /// Attaches a volume, or a snapshot of one. Connections to chunkservers are made when first needed.
     ///
     /// # Errors
     /// [`OpenError`].
-    pub async fn open(cluster: &Cluster, volume: &VolumeRef, _mode: OpenMode) -> Result<Self, OpenError> {
-        let _ = cluster;
-        std::future::ready(()).await;
-        Err(OpenError::BadGrant { volume: volume.to_string(), field: "volume" })
+    pub async fn open(cluster: &Cluster, volume: &VolumeRef, mode: OpenMode) -> Result<Self, OpenError> {
+        let name = volume.to_string();
+        if volume.snapshot.is_some() && mode != OpenMode::ReadOnly {
+            return Err(OpenError::SnapshotIsReadOnly { volume: name });
+        }
+        let request = AttachVolumeRequest {
+            path: volume.path.to_string(),
+            snapshot: volume.snapshot.clone().unwrap_or_default(),
+            read_only: mode == OpenMode::ReadOnly,
+            steal: mode == OpenMode::ReadWrite { steal: true },
+            client: cluster.0.client,
+            description: cluster.0.config.description.clone(),
+        };
+        let attach = cluster.mds().attach_volume(request);
+        let grant = attach.await.map_err(|source| OpenError::Attach { volume: name.clone(), source })?;
+        let volume = Self::with_grant(cluster, volume, mode, &grant)
+            .map_err(|field| OpenError::BadGrant { volume: name, field })?;
+        if !volume.at.is_read_only() {
+            control::start(&volume.at);
+        }
+        control::warm_up(&volume.at);
+        Ok(volume)
+    }
+
+    /// Checks a grant; the error names the field that is wrong.
+    fn with_grant(
+        cluster: &Cluster,
+        name: &VolumeRef,
+        mode: OpenMode,
+        grant: &AttachGrant,
+    ) -> Result<Self, &'static str> {
+        let volume = grant.volume.as_ref().filter(|v| v.id != 0).ok_or("volume")?;
+        let writes = mode != OpenMode::ReadOnly;
+        let page = u64::from(PAGE_BYTES);
+        let identity: [u8; 16] = grant.cluster.as_ref().try_into().map_err(|_| "cluster")?;
+        let bad = [
+            (grant.layer == 0, "layer"),
+            (grant.seq == 0, "seq"),
+            ((grant.epoch != 0) != writes, "epoch"),
+            (grant.size_bytes > VOLUME_BYTES_MAX || !grant.size_bytes.is_multiple_of(page), "size"),
+            (grant.ancestry.len() > ANCESTRY_DEPTH_MAX, "ancestry"),
+            (grant.ancestry.iter().any(|a| a.layer == 0), "ancestry"),
+        ];
+        if let Some((_, field)) = bad.into_iter().find(|(is_bad, _)| *is_bad) {
+            return Err(field);
+        }
+        let live_reader = !writes && name.snapshot.is_none();
+        let seq = if live_reader { LIVE_READ_SEQ } else { VolumeSeq(grant.seq) };
+        let layer = LayerId(grant.layer);
+        let parent = |a: &ogee_proto::mds::Ancestor| Ancestor { layer: LayerId(a.layer), seq: VolumeSeq(a.seq) };
+        let at = Attachment {
+            cluster: cluster.0.clone(),
+            info: AttachInfo {
+                name: name.clone(),
+                volume: VolumeId(volume.id),
+                layer,
+                epoch: AttachEpoch(grant.epoch),
+            },
+            chain: grant.ancestry.iter().map(parent).collect(),
+            gate: Gate::new(seq),
+            layout: LayoutCache::new(layer, live_reader.then_some(cluster.0.config.timing.live_layout_ttl)),
+            fences: Default::default(),
+            size: watch::Sender::new(grant.size_bytes),
+            stats: Stats::default(),
+            resubscribe: Arc::default(),
+            tasks: Default::default(),
+        };
+        Ok(Self { at: Arc::new(at), session: Session::new(identity) })
     }
 
     /// What is open.
     #[must_use]
     pub fn attach_info(&self) -> &AttachInfo {
-        &self.info
+        &self.at.info
     }
 
     /// What it did since it was opened, all handles together.
     #[must_use]
     pub fn stats(&self) -> VolumeStats {
-        VolumeStats::default()
+        self.at.stats.snapshot()
     }
 
-    /// Refuses further IO through every handle, waits for IO in flight, and gives the attach back to the MDS.
+    /// Refuses further IO through every handle, waits for IO in flight, and gives the attach back to the MDS. IO that
+    /// cannot end (its copyset has no quorum and there is no IO timeout) is waited for without limit.
     ///
     /// # Errors
-    /// [`DetachError`]; the volume is closed for IO either way.
+    /// [`DetachError`]; the volume is closed for IO either way, and detaching may be tried again.
     pub async fn detach(&self) -> Result<(), DetachError> {
-        std::future::ready(()).await;
+        self.at.gate.close().await;
+        let fenced = self.at.gate.check() == Err(IoErrorKind::Fenced);
+        if !self.at.is_read_only() && !fenced {
+            let request = DetachVolumeRequest { volume: self.at.info.volume.0, epoch: self.at.info.epoch.0 };
+            match self.at.cluster.mds.detach_volume(request).await {
+                // Whoever took it has ended this attach already.
+                Err(e) if !matches!(e.kind, MdsErrorKind::Fenced | MdsErrorKind::NotFound) => {
+                    return Err(DetachError(e));
+                }
+                _ => {}
+            }
+        }
+        self.at.gate.end(false);
+        self.at.stop_tasks();
         Ok(())
     }
-}
 
-fn closed(verb: &'static str) -> IoError {
-    IoError { kind: IoErrorKind::Closed, verb, offset: 0, len: 0, source: None }
+    fn path(&self) -> DataPath<'_> {
+        DataPath { at: &self.at, session: &self.session }
+    }
+
+    fn size(&self) -> u64 {
+        *self.at.size.borrow()
+    }
+
+    fn check_write(&self, offset: u64, len: u64, len_max: u64) -> Result<(), Failure> {
+        check_range(offset, len, self.size(), len_max)?;
+        if self.at.is_read_only() { Err(IoErrorKind::ReadOnly.into()) } else { Ok(()) }
+    }
+
+    async fn zero(&self, verb: Verb, offset: u64, len: u64) -> Result<(), IoError> {
+        let io = async {
+            self.check_write(offset, len, u64::MAX)?;
+            let ticket = self.at.gate.enter_write().await?;
+            self.path().zero(&ticket, offset, len).await
+        };
+        self.timed(verb, offset, len, io).await
+    }
+
+    /// Runs an IO under the policy's time, counts it, and says in its error what it was.
+    async fn timed<T>(
+        &self,
+        verb: Verb,
+        offset: u64,
+        len: u64,
+        io: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, IoError> {
+        let timer = self.at.stats.start(verb);
+        let result = match self.at.cluster.config.io_timeout {
+            None => io.await,
+            Some(limit) => match tokio::time::timeout(limit, io).await {
+                Ok(result) => result,
+                Err(_) => Err(IoErrorKind::TimedOut.into()),
+            },
+        };
+        match result {
+            Ok(value) => {
+                timer.done(len);
+                Ok(value)
+            }
+            Err(Failure { kind, source }) => Err(IoError { kind, verb: verb.as_str(), offset, len, source }),
+        }
+    }
 }
 
 impl BlockDevice for Volume {
     fn info(&self) -> DeviceInfo {
-        DeviceInfo { size_bytes: 0, read_only: true, serial: String::new() }
+        DeviceInfo {
+            size_bytes: self.size(),
+            read_only: self.at.is_read_only(),
+            serial: format!("ogee{:016x}", self.at.info.volume.0),
+        }
     }
+
     fn for_thread(&self) -> Self {
-        self.clone()
+        Self { at: self.at.clone(), session: self.session.another() }
     }
-    async fn read(&self, _offset: u64, _len: u32) -> Result<ReadData, IoError> {
-        Err(closed("read"))
+
+    async fn read(&self, offset: u64, len: u32) -> Result<ReadData, IoError> {
+        let io = async {
+            check_range(offset, u64::from(len), self.size(), LEN_MAX)?;
+            let _ticket = self.at.gate.enter_read()?;
+            self.path().read(offset, len).await
+        };
+        self.timed(Verb::Read, offset, u64::from(len), io).await
     }
-    async fn write(&self, _offset: u64, _data: Bytes) -> Result<(), IoError> {
-        Err(closed("write"))
+
+    async fn write(&self, offset: u64, data: Bytes) -> Result<(), IoError> {
+        let len = data.len() as u64;
+        let io = async {
+            self.check_write(offset, len, LEN_MAX)?;
+            let ticket = self.at.gate.enter_write().await?;
+            self.path().write(&ticket, offset, data).await
+        };
+        self.timed(Verb::Write, offset, len, io).await
     }
+
+    /// A write is durable when it completes, so there is nothing to send. Waits for the writes of all handles that
+    /// started before, as ARCHITECTURE.md section 7 promises.
     async fn flush(&self) -> Result<(), IoError> {
-        Err(closed("flush"))
+        let io = async { self.at.gate.settle().await.map_err(Failure::from) };
+        self.timed(Verb::Flush, 0, 0, io).await
     }
-    async fn discard(&self, _offset: u64, _len: u64) -> Result<(), IoError> {
-        Err(closed("discard"))
+
+    async fn discard(&self, offset: u64, len: u64) -> Result<(), IoError> {
+        self.zero(Verb::Discard, offset, len).await
     }
-    async fn write_zeroes(&self, _offset: u64, _len: u64) -> Result<(), IoError> {
-        Err(closed("write zeroes"))
+
+    async fn write_zeroes(&self, offset: u64, len: u64) -> Result<(), IoError> {
+        self.zero(Verb::WriteZeroes, offset, len).await
     }
+
     fn resized(&self) -> watch::Receiver<u64> {
-        watch::Sender::new(0).subscribe()
+        self.at.size.subscribe()
     }
 }

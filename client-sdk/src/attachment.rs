@@ -1,0 +1,76 @@
+//! What the handles of one open volume share.
+//!
+//! Made by `volume.rs`, used by every handle, the IO path and the control task. Invariant: the identity of the attach
+//! (volume, layer, epoch, ancestry) never changes; what changes is in the gate (seq, life), the caches and the size,
+//! which only grows. Absent: sessions, which belong to a handle.
+
+use crate::cluster::ClusterInner;
+use crate::fence::FenceTable;
+use crate::gate::Gate;
+use crate::layout::LayoutCache;
+use crate::stats::Stats;
+use ogee_common::id::{AttachEpoch, LayerId, VolumeId};
+use ogee_common::name::VolumeRef;
+use ogee_proto::data::Ancestor;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+
+/// What an open volume is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AttachInfo {
+    /// What was opened.
+    pub name: VolumeRef,
+    /// The volume.
+    pub volume: VolumeId,
+    /// The layer read and written.
+    pub layer: LayerId,
+    /// The attach; 0 when read-only.
+    pub epoch: AttachEpoch,
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(crate) struct Attachment {
+    pub(crate) cluster: Arc<ClusterInner>,
+    pub(crate) info: AttachInfo,
+    /// Parents of the layer, nearest first.
+    pub(crate) chain: Vec<Ancestor>,
+    pub(crate) gate: Gate,
+    pub(crate) layout: LayoutCache,
+    pub(crate) fences: FenceTable,
+    pub(crate) size: watch::Sender<u64>,
+    pub(crate) stats: Stats,
+    /// Wakes the control task to ask the MDS for the current state.
+    pub(crate) resubscribe: Arc<Notify>,
+    pub(crate) tasks: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Attachment {
+    /// Whether writes are refused.
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.info.epoch.0 == 0
+    }
+
+    /// The MDS's word on the size; it never shrinks.
+    pub(crate) fn grow(&self, size_bytes: u64) {
+        self.size.send_if_modified(|size| {
+            let grows = size_bytes > *size;
+            *size = (*size).max(size_bytes);
+            grows
+        });
+    }
+
+    /// Ends the control tasks.
+    pub(crate) fn stop_tasks(&self) {
+        for task in self.tasks.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            task.abort();
+        }
+    }
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        self.stop_tasks();
+    }
+}
