@@ -61,14 +61,30 @@ impl Hammer {
     /// # Errors
     /// When anything differs or went wrong.
     pub fn finish(self, vm: &mut Vm) -> Result<Duration> {
-        vm.run_ok("touch /tmp/stop")?;
-        vm.wait_until("test -f /tmp/over", GO_ON_LIMIT)?;
-        let longest = self.longest_round(vm)?;
-        let differences = vm.run_ok("sh /tmp/check.sh")?;
-        ensure!(differences.is_empty(), "the disk does not hold what the guest wrote: {differences}");
+        self.stop(vm)?;
+        self.verify(vm)?;
         let errors = vm.disk_errors()?;
         ensure!(errors.is_empty(), "the guest's kernel complains: {errors}");
-        Ok(longest)
+        self.longest_round(vm)
+    }
+
+    /// Lets the load end after its present round.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn stop(&self, vm: &mut Vm) -> Result<()> {
+        vm.run_ok("touch /tmp/stop")?;
+        vm.wait_until("test -f /tmp/over", GO_ON_LIMIT)
+    }
+
+    /// Reads everything the stopped load has written, past the guest's cache.
+    ///
+    /// # Errors
+    /// When anything differs.
+    pub fn verify(&self, vm: &mut Vm) -> Result<()> {
+        let differences = vm.run_ok("sh /tmp/check.sh")?;
+        ensure!(differences.is_empty(), "the disk does not hold what the guest wrote: {differences}");
+        Ok(())
     }
 
     fn number(vm: &mut Vm, path: &str) -> Result<u64> {

@@ -1,7 +1,7 @@
 //! The harness and the golden image, checked without any of our daemons: the disk is a raw file, or that file behind
 //! `qemu-storage-daemon`. When these pass and another test fails, the daemon under test is to blame.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use ogee_vm_tests::hammer::Hammer;
 use ogee_vm_tests::image::{BOOT_MIB, DATA_MARKER, Image};
 use ogee_vm_tests::process::is_alive;
@@ -9,6 +9,8 @@ use ogee_vm_tests::qemu::QemuDisk;
 use ogee_vm_tests::vhost::VhostBackend;
 use ogee_vm_tests::vm::{BOOT_LIMIT, Vm};
 use ogee_vm_tests::places;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 #[test]
 fn a_guest_runs_commands_reboots_and_powers_off_on_a_vhost_user_disk() -> Result<()> {
@@ -52,8 +54,15 @@ fn a_guest_waits_for_its_back_end_and_goes_on() -> Result<()> {
     let backend = VhostBackend::storage_daemon("selftest-reconnect-2", &file, &socket)?;
     hammer.goes_on(&mut vm)?;
     ensure!(hammer.rounds(&mut vm)? > before, "no round after the restart");
-    let longest = hammer.finish(&mut vm)?;
-    eprintln!("longest round with the back end's restart: {longest:?}");
+    hammer.stop(&mut vm)?;
+    hammer.verify(&mut vm)?;
+    assert_eq!(vm.disk_errors()?, "");
+    eprintln!("longest round with the back end's restart: {:?}", hammer.longest_round(&mut vm)?);
+
+    // One wrong byte under the guest must not go unnoticed.
+    spoil(&file, b" of selftest\n")?;
+    let error = hammer.finish(&mut vm).expect_err("a spoiled disk was verified").to_string();
+    ensure!(error.contains("does not hold what the guest wrote"), "{error}");
     vm.power_off()?;
     backend.stop()
 }
@@ -73,5 +82,13 @@ fn the_image_boots_from_a_plain_file_and_not_after_its_boot_area_is_wiped() -> R
     drop(vm);
     ensure!(!is_alive(pid), "QEMU outlived the guest that was dropped");
     assert_eq!(image.sha256()?, before, "the golden image was written to");
+    Ok(())
+}
+
+/// Changes one byte of `file` in the last place where it contains `text`.
+fn spoil(file: &Path, text: &[u8]) -> Result<()> {
+    let contents = std::fs::read(file)?;
+    let at = contents.windows(text.len()).rposition(|window| window == text).context("the text is not in the file")?;
+    std::fs::File::options().write(true).open(file)?.write_all_at(b"!", u64::try_from(at)?)?;
     Ok(())
 }
