@@ -1,5 +1,8 @@
 //! The crate `virtio-driver`, somebody else's driver and somebody else's vhost-user front end, against the server.
 
+#![allow(clippy::unwrap_used, missing_docs, unreachable_pub, reason = "test code")]
+#![allow(dead_code, reason = "each test file uses a part of the support module")]
+
 mod support;
 
 use ogee_client::MemoryDevice;
@@ -7,7 +10,7 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use support::{PATIENCE, TestServer};
 use virtio_driver::{VhostUser, VirtioBlkQueue, VirtioBlkTransport, VirtioFeatureFlags};
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, Bytes};
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vmm_sys_util::poll::PollContext;
 
 const MIB: usize = 1 << 20;

@@ -37,7 +37,7 @@ fn range_at(memory: &GuestMemoryMmap, at: u64, sector: u64, count: u32, flags: u
 }
 
 /// Parses a chain of (address, bytes, flags); NEXT is set as needed.
-fn parse_chain(memory: &GuestMemoryMmap, chain: &[(u64, u32, u16)]) -> Parsed {
+fn parse_chain(memory: &GuestMemoryMmap, chain: &[Piece]) -> Parsed {
     let queue = MockSplitQueue::new(memory, 256);
     let descriptors: Vec<RawDescriptor> =
         chain.iter().map(|(at, len, flags)| Descriptor::new(*at, *len, *flags, 0).into()).collect();
@@ -58,8 +58,11 @@ fn refusal(parsed: Parsed) -> Refusal {
     }
 }
 
-const HEADER: (u64, u32, u16) = (HEADER_AT, 16, 0);
-const STATUS: (u64, u32, u16) = (STATUS_AT, 1, WRITE);
+/// Address, bytes and flags of a descriptor.
+type Piece = (u64, u32, u16);
+
+const HEADER: Piece = (HEADER_AT, 16, 0);
+const STATUS: Piece = (STATUS_AT, 1, WRITE);
 
 #[test]
 fn read_spans_segments() {
@@ -88,7 +91,7 @@ fn write_copies_its_data_whatever_the_framing() {
     header(&memory, VIRTIO_BLK_T_OUT, 3);
     let data: Vec<u8> = (0..1024_u32).map(|i| i.to_le_bytes()[0] ^ 0x5a).collect();
     memory.write_slice(&data, GuestAddress(HEADER_AT + 16)).unwrap();
-    let framings: [&[(u64, u32, u16)]; 3] = [
+    let framings: [&[Piece]; 3] = [
         &[(HEADER_AT, 16 + 1024, 0), STATUS],
         &[(HEADER_AT, 5, 0), (HEADER_AT + 5, 20, 0), (HEADER_AT + 25, 0, 0), (HEADER_AT + 25, 1015, 0), STATUS],
         &[HEADER, (HEADER_AT + 16, 1024, 0), STATUS],
@@ -196,7 +199,7 @@ fn sectors_beyond_64_bits_are_refused() {
 fn chains_without_a_place_for_the_status_are_unanswerable() {
     let memory = memory();
     header(&memory, VIRTIO_BLK_T_FLUSH, 0);
-    let cases: [(&[(u64, u32, u16)], &str); 5] = [
+    let cases: [(&[Piece], &str); 5] = [
         (&[HEADER], "no writable byte"),
         (&[HEADER, (STATUS_AT, 0, WRITE)], "no writable byte"),
         (&[HEADER, STATUS, HEADER], "readable descriptor after"),
