@@ -1,7 +1,7 @@
 //! A cluster of Raft processes in one test: real sockets, real logs, each process a thread with its own runtime, so that
 //! ending the runtime is a crash (sockets close, nothing is said) and blocking it is a hang.
 
-#![allow(dead_code)] // each test uses its part
+#![allow(dead_code, unreachable_pub)] // each test uses its part
 
 pub mod machine;
 
