@@ -80,8 +80,8 @@ impl Cluster {
     /// When there is no binary or `ogee dev up` fails.
     pub fn start(name: &str, chunkservers: u32, mds: u32) -> Result<Self> {
         let binary = binary()?;
-        let folder = places::scratch()?.keep();
-        let reaper = Some(Reaper::new(&folder, &binary)?);
+        let folder = places::scratch_folder()?;
+        let reaper = Some(Reaper::of_daemons(&folder, &binary)?);
         let mut cluster = Self {
             name: name.to_owned(),
             binary,

@@ -1,9 +1,9 @@
 //! Where the harness puts things. The cache survives runs (kernel package, golden image, logs of the last run); scratch folders
 //! belong to one test and are removed with it.
 
+use crate::reaper::Reaper;
 use anyhow::{Context, Result};
 use std::path::PathBuf;
-use tempfile::TempDir;
 
 /// The cache: `OGEE_CACHE`, else `~/.cache/ogee-vm`, else a folder in the system's temporary directory.
 #[must_use]
@@ -27,12 +27,21 @@ pub fn logs() -> Result<PathBuf> {
     Ok(logs)
 }
 
-/// A new scratch folder on a real disk (`OGEE_TEST_DIR`, else `/var/tmp`): chunkservers use direct IO, which a `tmpfs` may refuse.
-/// Its path is short, because UNIX socket paths are limited to 107 bytes.
+/// A new scratch folder, removed when the guard is dropped or the test process dies.
 ///
 /// # Errors
 /// When it cannot be made.
-pub fn scratch() -> Result<TempDir> {
+pub fn scratch() -> Result<Reaper> {
+    Reaper::of_folder(&scratch_folder()?)
+}
+
+/// A new folder on a real disk (`OGEE_TEST_DIR`, else `/var/tmp`): chunkservers use direct IO, which a `tmpfs` may refuse.
+/// Its path is short, because UNIX socket paths are limited to 107 bytes. Nobody removes it but a [`Reaper`].
+///
+/// # Errors
+/// When it cannot be made.
+pub fn scratch_folder() -> Result<PathBuf> {
     let parent = std::env::var_os("OGEE_TEST_DIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
-    tempfile::Builder::new().prefix("ogee-").tempdir_in(&parent).with_context(|| format!("make a folder in {}", parent.display()))
+    let folder = tempfile::Builder::new().prefix("ogee-").tempdir_in(&parent);
+    Ok(folder.with_context(|| format!("make a folder in {}", parent.display()))?.keep())
 }

@@ -1,4 +1,4 @@
-//! Cleans up what is detached from the test process: daemons that `ogee dev up` leaves running, and the scratch folder.
+//! Cleans up what is detached from the test process: scratch folders, and daemons that `ogee dev up` leaves running.
 //!
 //! The reaper is a small shell process that waits for the end of its standard input, whose other end only the test process holds.
 //! So it acts when the test drops it, fails, is interrupted or is killed with SIGKILL. It kills the processes that are registered
@@ -14,11 +14,11 @@ use std::time::Duration;
 /// File in the folder that names the registered processes, one a line.
 const PIDS: &str = ".reaper-pids";
 
-/// `$1` = folder, `$2` = program. Runs once its input has ended.
+/// `$1` = folder, `$2` = program, empty when there is none. Acts once its input has ended.
 const SCRIPT: &str = r#"
 trap '' HUP INT TERM
 while read -r line; do :; done
-for pid in $(cat "$1/.reaper-pids" 2>/dev/null); do
+[ -z "$2" ] || for pid in $(cat "$1/.reaper-pids" 2>/dev/null); do
     case $(readlink "/proc/$pid/exe" 2>/dev/null) in
         "$2" | "$2 (deleted)") kill -KILL "$pid" 2>/dev/null ;;
     esac
@@ -35,11 +35,29 @@ pub struct Reaper {
 }
 
 impl Reaper {
+    /// Takes over `folder`.
+    ///
+    /// # Errors
+    /// When the shell cannot be started.
+    pub fn of_folder(folder: &Path) -> Result<Self> {
+        Self::start(folder, Path::new(""))
+    }
+
     /// Takes over `folder` and the processes of `program` (an absolute path) that will be registered.
     ///
     /// # Errors
     /// When the shell cannot be started.
-    pub fn new(folder: &Path, program: &Path) -> Result<Self> {
+    pub fn of_daemons(folder: &Path, program: &Path) -> Result<Self> {
+        Self::start(folder, program)
+    }
+
+    /// The folder.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.folder
+    }
+
+    fn start(folder: &Path, program: &Path) -> Result<Self> {
         let shell = Command::new("sh")
             .args(["-c", SCRIPT, "reaper"])
             .arg(folder)
@@ -88,7 +106,7 @@ mod tests {
         let sleep = std::fs::canonicalize("/bin/sleep").unwrap();
         let mut ours = Command::new(&sleep).arg("600").spawn().unwrap();
         let mut foreign = Command::new("tail").args(["-f", "/dev/null"]).spawn().unwrap();
-        let reaper = Reaper::new(&folder, &sleep).unwrap();
+        let reaper = Reaper::of_daemons(&folder, &sleep).unwrap();
         reaper.register([ours.id(), foreign.id()]).unwrap();
         drop(reaper);
         wait_exit(&mut ours, "the registered process", Duration::from_secs(10)).unwrap();

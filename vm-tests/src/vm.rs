@@ -12,6 +12,7 @@ use crate::image::READY_MARKER;
 use crate::process::{kill_now, tied, wait_exit};
 use crate::qemu::{Qemu, QemuDisk};
 use crate::qmp::Qmp;
+use crate::reaper::Reaper;
 use crate::places;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
@@ -20,7 +21,6 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Stdio};
 use std::time::Duration;
-use tempfile::TempDir;
 
 /// From power-on to the shell. 3 to 4 s under TCG on a quiet machine; many times that on a loaded one.
 pub const BOOT_LIMIT: Duration = Duration::from_secs(90);
@@ -46,7 +46,7 @@ pub struct Vm {
     keyboard: ChildStdin,
     console: Console,
     log: PathBuf,
-    scratch: TempDir,
+    scratch: Reaper,
     commands: u64,
     over: bool,
 }
@@ -253,11 +253,11 @@ impl Vm {
         &self.log
     }
 
-    fn qmp_path(scratch: &TempDir) -> PathBuf {
+    fn qmp_path(scratch: &Reaper) -> PathBuf {
         scratch.path().join("qmp.sock")
     }
 
-    fn error_path(scratch: &TempDir) -> PathBuf {
+    fn error_path(scratch: &Reaper) -> PathBuf {
         scratch.path().join("qemu.err")
     }
 }
