@@ -164,20 +164,6 @@ mod tests {
     }
 
     #[test]
-    fn nowait_declines_what_is_not_cached() {
-        let (_temp, f) = file(None);
-        f.write_at(&vec![7; 1 << 20], 0).expect("write");
-        f.sync_data().expect("flush");
-        // POSIX_FADV_DONTNEED through the shell of std: a fresh descriptor shares the cache, so evict by punching.
-        f.punch_hole(0, 4096).expect("punch");
-        let mut buf = [1u8; 4096];
-        if !f.read_at_nowait(&mut buf, 0).expect("read") {
-            f.read_at(&mut buf, 0).expect("read");
-        }
-        assert_eq!(buf, [0; 4096]);
-    }
-
-    #[test]
     fn faults_strike_by_operation() {
         let plan = FaultPlan::new();
         let (_temp, f) = file(Some(plan.clone()));

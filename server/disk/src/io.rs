@@ -125,9 +125,10 @@ impl Ring {
                 return Ok(done.result());
             }
             let mut ready = self.event.readable().await?;
-            let mut counter = [0u8; 8];
-            // Empties the eventfd; the completion is looked for again in any case.
-            let _ = ready.try_io(|event| event.get_ref().read(&mut counter));
+            // Empties the eventfd. A completion that comes from here on makes it readable anew, and one that came
+            // before is found at the top of the loop.
+            let _ = self.event.get_ref().read(&mut [0u8; 8]);
+            ready.clear_ready();
         }
     }
 
@@ -149,5 +150,96 @@ impl Ring {
 impl Drop for Ring {
     fn drop(&mut self) {
         self.drain();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::FileExt as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+
+    fn direct_file(pages: usize) -> (tempfile::TempDir, File) {
+        let temp = tempfile::tempdir().expect("temp dir");
+        let path = temp.path().join("x");
+        std::fs::write(&path, vec![0u8; pages * crate::ALIGN]).expect("create");
+        let file = std::fs::OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(&path);
+        (temp, file.expect("direct IO"))
+    }
+
+    fn page(fill: u8, pages: usize) -> AlignedBuf {
+        let mut buf = AlignedBuf::with_capacity(pages * crate::ALIGN);
+        buf.extend(&vec![fill; pages * crate::ALIGN]);
+        buf
+    }
+
+    #[tokio::test]
+    async fn the_ring_writes_and_reports_errors() {
+        let (_temp, file) = direct_file(8);
+        let mut ring = Ring::new().expect("ring");
+        for i in 0..8u8 {
+            let (result, buf) = ring.write(&file, u64::from(i) * 4096, page(i + 1, 1)).await;
+            assert_eq!(result.expect("write"), 4096);
+            assert_eq!(buf[..], [i + 1; 4096]);
+        }
+        let mut found = page(0, 8);
+        file.read_exact_at(&mut found, 0).expect("read");
+        assert!((0..8u8).all(|i| found[usize::from(i) * 4096..][..4096] == [i + 1; 4096]));
+        let read_only = File::open(_temp.path().join("x")).expect("open");
+        let (result, buf) = ring.write(&read_only, 0, page(9, 1)).await;
+        assert_eq!(result.expect_err("not writable").raw_os_error(), Some(libc::EBADF));
+        assert_eq!(buf.len(), 4096, "the buffer comes back from a failed write");
+    }
+
+    #[tokio::test]
+    async fn an_abandoned_write_is_waited_for() {
+        let (_temp, file) = direct_file(256);
+        let mut ring = Ring::new().expect("ring");
+        for fill in 1..20u8 {
+            {
+                let mut write = std::pin::pin!(ring.write(&file, 0, page(fill, 256)));
+                // One poll submits; then the future is dropped.
+                std::future::poll_fn(|cx| {
+                    let _ = write.as_mut().poll(cx);
+                    std::task::Poll::Ready(())
+                })
+                .await;
+            }
+            // The next write must not meet the completion of the abandoned one.
+            let (result, _) = ring.write(&file, 4096, page(fill + 100, 1)).await;
+            assert_eq!(result.expect("write"), 4096);
+            let mut found = page(0, 3);
+            file.read_exact_at(&mut found, 0).expect("read");
+            assert_eq!((found[0], found[4096], found[8192]), (fill, fill + 100, fill));
+        }
+        {
+            let mut write = std::pin::pin!(ring.write(&file, 0, page(77, 256)));
+            std::future::poll_fn(|cx| {
+                let _ = write.as_mut().poll(cx);
+                std::task::Poll::Ready(())
+            })
+            .await;
+        }
+        drop(ring);
+        let mut found = page(0, 256);
+        file.read_exact_at(&mut found, 0).expect("read");
+        assert!(found.iter().all(|b| *b == 77), "dropping the ring waits for the kernel");
+    }
+
+    #[test]
+    fn nowait_declines_what_is_not_cached() {
+        let temp = tempfile::tempdir().expect("temp dir");
+        let path = temp.path().join("x");
+        std::fs::write(&path, vec![7u8; 1 << 20]).expect("create");
+        let file = File::open(&path).expect("open");
+        file.sync_all().expect("flush");
+        let mut buf = [0u8; 4096];
+        assert_eq!(read_at_nowait(&file, &mut buf, 8192).expect("cached"), 4096);
+        assert_eq!(buf, [7; 4096]);
+        // SAFETY: posix_fadvise takes no pointers.
+        let rc = unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+        assert_eq!(rc, 0);
+        let e = read_at_nowait(&file, &mut buf, 8192).expect_err("not cached");
+        assert_eq!(e.kind(), io::ErrorKind::WouldBlock);
     }
 }

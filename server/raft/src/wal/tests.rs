@@ -284,6 +284,24 @@ async fn a_removed_group_is_gone_and_may_start_anew() {
     assert_eq!(all(&wal, 1).await, vec![entry(7, 9, 10)]);
 }
 
+#[tokio::test]
+async fn the_segment_size_may_change_between_runs() {
+    let temp = temp();
+    let mut index = 0;
+    for kib in [64u64, 128, 64, 256, 64] {
+        let options = WalOptions { segment_bytes: kib << 10, ..small() };
+        let wal = open_with(temp.path(), options, None).await.expect("open");
+        assert_eq!(wal.group(1).last.map(|l| l.index), u64::checked_sub(index, 1));
+        for _ in 0..40 {
+            put_durably(&wal, 1, vec![entry(index, 1, 30_000)]).await;
+            wal.purge(1, LogPoint { term: 1, index: index.saturating_sub(2) }).expect("purge");
+            index += 1;
+        }
+        assert_eq!(all(&wal, 1).await, vec![entry(index - 2, 1, 30_000), entry(index - 1, 1, 30_000)]);
+        wal.close().await.expect("close");
+    }
+}
+
 fn rule(op: DiskOp, path: &str, fault: Fault) -> FaultRule {
     FaultRule { op, path_contains: path.into(), skip: 0, times: u64::MAX, fault }
 }

@@ -51,6 +51,10 @@ impl Start {
 fn prepare_blocking(place: &Place, options: &WalOptions) -> Result<Recovered, WalError> {
     let new_core = |log| Core::new(log, entry_bytes_max(options.segment_bytes), options.cache_bytes);
     let mut recovered = recovery::recover(&place.dir, &place.sub, new_core)?;
+    if recovered.empty.take_if(|f| f.bytes() != options.segment_bytes).is_some() {
+        // Prepared under another configuration; nothing was written to it.
+        place.remove(recovered.next_number).map_err(|e| WalError::disk("remove segment", e))?;
+    }
     if recovered.empty.is_none() {
         let made = place.prepare(recovered.next_number, options.segment_bytes, None);
         recovered.empty = Some(made.map_err(|e| WalError::disk("create segment", e))?);
