@@ -24,8 +24,8 @@ first_mib=1 # the gap before the first partition
 epoch=1700000000 # every time stamp in the image
 
 # init_on_alloc stays on, as Debian has it: under TCG a page that is to hold code must be written by the guest's own processor after the
-# disk's daemon wrote it (see mbr.S for the same trap). nohz=off highres=off keep the timer periodic: with a one-shot timer a boot in some
-# dozens hung under TCG on a busy machine, a CPU waiting for ever for its one tick ("rcu_preempt kthread timer wakeup didn't happen").
+# disk's daemon wrote it (see mbr.S for the same trap). nohz=off highres=off keep the timer periodic: one boot hung under TCG
+# on a busy machine with "rcu_preempt kthread timer wakeup didn't happen"; a lost one-shot tick is the guess, it was not reproduced.
 # The rest makes the boot short.
 cmdline='console=ttyS0 quiet panic=-1 nohz=off highres=off'
 cmdline+=' tsc=reliable no_timer_check nokaslr mitigations=off random.trust_cpu=on edd=off'

@@ -8,11 +8,12 @@
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use ogee_client::BlockDevice;
+use ogee_common::clock;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Bytes of a sector.
 const SECTOR: usize = 512;
@@ -205,7 +206,7 @@ impl<D: BlockDevice> Worker<D> {
             if take == 8 {
                 from -= from % 8;
             }
-            let start = Instant::now();
+            let start = clock::now();
             match self.rng.random_range(0..10) {
                 0..=5 => self.write(from, take).await?,
                 6 => self.zero(from, take).await?,
@@ -279,7 +280,8 @@ mod tests {
     use super::*;
     use ogee_client::MemoryDevice;
 
-    #[tokio::test]
+    // Operations in memory never wait, so each worker needs a thread.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
     async fn a_right_device_passes_and_a_lost_write_is_found() -> Result<()> {
         let device = MemoryDevice::new(1 << 20);
         let load = Load::new(1 << 20, 2, 1);

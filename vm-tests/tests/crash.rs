@@ -6,13 +6,14 @@
 
 use anyhow::{Context, Result, ensure};
 use ogee_client::{Cluster as Sdk, ClusterConfig, OpenMode, Volume};
+use ogee_common::clock;
 use ogee_common::name::VolumeRef;
 use ogee_vm_tests::cluster::Cluster;
 use ogee_vm_tests::load::Load;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Four chunks, so that several copysets take part, and small enough to be compared whole each round.
 const SIZE: u64 = 64 << 20;
@@ -48,8 +49,8 @@ async fn acknowledged_writes_survive_the_death_of_every_process() -> Result<()> 
         let before = load.operations.load(Ordering::Relaxed);
         let running = load.start(&volume, round);
         let target = before + 50;
-        let patience = Instant::now() + Duration::from_secs(60);
-        while load.operations.load(Ordering::Relaxed) < target && !running.has_failed() && Instant::now() < patience {
+        let patience = clock::now() + Duration::from_secs(60);
+        while load.operations.load(Ordering::Relaxed) < target && !running.has_failed() && clock::now() < patience {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         tokio::time::sleep(Duration::from_millis(rng.random_range(0..600))).await;
@@ -58,12 +59,12 @@ async fn acknowledged_writes_survive_the_death_of_every_process() -> Result<()> 
         if client_dies {
             running.cut_off().await?;
             drop(volume);
-            let start = Instant::now();
+            let start = clock::now();
             cluster.revive()?;
             slowest = slowest.max(start.elapsed());
             volume = open(&cluster).await?;
         } else {
-            let start = Instant::now();
+            let start = clock::now();
             cluster.revive()?;
             slowest = slowest.max(start.elapsed());
             running.finish().await?;

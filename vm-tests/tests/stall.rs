@@ -2,11 +2,12 @@
 
 use anyhow::{Result, ensure};
 use ogee_client::{Cluster as Sdk, ClusterConfig, OpenMode, Volume};
+use ogee_common::clock;
 use ogee_common::name::VolumeRef;
 use ogee_vm_tests::cluster::Cluster;
 use ogee_vm_tests::load::{Load, Running};
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const SIZE: u64 = 64 << 20;
 const WORKERS: usize = 4;
@@ -18,10 +19,10 @@ const STOP_FOR: Duration = Duration::from_secs(20);
 
 async fn more_operations(load: &Load, running: &Running, count: u64) -> Result<()> {
     let target = load.operations.load(Ordering::Relaxed) + count;
-    let patience = Instant::now() + Duration::from_secs(60);
+    let patience = clock::now() + Duration::from_secs(60);
     while load.operations.load(Ordering::Relaxed) < target {
         ensure!(!running.has_failed(), "an operation failed");
-        ensure!(Instant::now() < patience, "the load stands still for a minute");
+        ensure!(clock::now() < patience, "the load stands still for a minute");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     Ok(())
