@@ -12,7 +12,7 @@ use super::process::count;
 use super::state::{DirtyFile, State};
 use bytes::BytesMut;
 use ogee_common::checksum::{PAGE, crc32c};
-use ogee_common::limits::{BUSY_READ_WAIT, CHUNK_BYTES, NO_SPACE_PAUSE, PAGE_BYTES, PAGES_PER_ROW};
+use ogee_common::limits::{BUSY_READ_WAIT, CHUNK_BYTES, PAGE_BYTES, PAGES_PER_ROW};
 use ogee_disk::{DataFile, DiskError, DiskErrorKind};
 use std::ops::Range;
 use std::sync::Arc;
@@ -294,7 +294,7 @@ impl CopysetStore {
         }
         *pauses += 1;
         count(&self.process.counters.no_space_pauses);
-        tokio::time::sleep(NO_SPACE_PAUSE).await;
+        tokio::time::sleep(self.process.tuning.no_space_pause).await;
     }
 
     /// Starts write-back of what was written since the last call, if it is enough. The result is the work to run on

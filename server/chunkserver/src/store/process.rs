@@ -14,6 +14,7 @@ use ogee_common::limits;
 use ogee_disk::{Batch, DataDir, DataFile, Durability, MetaStore};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 /// Sizes that a chunkserver may be given; the default is [`ogee_common::limits`]. Tests make them small.
 #[derive(Debug, Clone)]
@@ -32,6 +33,8 @@ pub struct StoreTuning {
     pub space_reserve_bytes: u64,
     /// Entries by which the recovery horizon runs ahead.
     pub horizon_entries: u64,
+    /// Pause before a committed entry that met a full disk is tried again.
+    pub no_space_pause: Duration,
 }
 
 impl Default for StoreTuning {
@@ -44,6 +47,7 @@ impl Default for StoreTuning {
             writeback_bytes: limits::WRITEBACK_BYTES,
             space_reserve_bytes: limits::SPACE_RESERVE_BYTES,
             horizon_entries: limits::HORIZON_ENTRIES,
+            no_space_pause: limits::NO_SPACE_PAUSE,
         }
     }
 }
