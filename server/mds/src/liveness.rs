@@ -1,0 +1,169 @@
+//! The leader's memory of chunkservers: when each was last heard of, its room, and who leads which copyset.
+//!
+//! Used by heartbeats, listings and segment placement. Invariants: nothing here is needed for safety, so it is not
+//! replicated and a new leader starts empty; a chunkserver that this leader has not had the time to hear of counts as
+//! up; the leader of a copyset is that of the highest term reported. Bounded by the number of chunkservers and copysets.
+
+use ogee_common::clock::{self, Instant};
+use ogee_common::id::{ChunkserverId, CopysetId, Term};
+use ogee_common::limits::HEARTBEAT_DOWN_AFTER;
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// What a heartbeat says of a chunkserver.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Vitals {
+    /// Bytes.
+    pub(crate) capacity_bytes: u64,
+    /// Bytes that can still be allocated.
+    pub(crate) free_bytes: u64,
+    /// Empty: healthy.
+    pub(crate) disk_error: String,
+}
+
+/// Whether a chunkserver works.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Health {
+    /// Heard of lately.
+    Up,
+    /// Silent for [`HEARTBEAT_DOWN_AFTER`].
+    Down,
+    /// It reports a failed disk.
+    Failed,
+}
+
+impl Health {
+    /// The word in listings.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Down => "down",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// The leader of a copyset as last reported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct ReportedLeader {
+    /// 0: unknown.
+    pub(crate) chunkserver: ChunkserverId,
+    /// Its term.
+    pub(crate) term: Term,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    term: Term,
+    since: Option<Instant>,
+    seen: HashMap<ChunkserverId, (Instant, Vitals)>,
+    leaders: HashMap<CopysetId, ReportedLeader>,
+}
+
+/// See the module's documentation.
+#[derive(Debug, Default)]
+pub(crate) struct Liveness(Mutex<State>);
+
+impl Liveness {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The node leads in `term`; what is known from an earlier term is forgotten.
+    pub(crate) fn enter(&self, term: Term) {
+        let mut state = self.lock();
+        if state.since.is_none() || term > state.term {
+            *state = State { term, since: Some(clock::now()), ..State::default() };
+        }
+    }
+
+    /// A chunkserver was heard of.
+    pub(crate) fn heard(&self, id: ChunkserverId, vitals: Vitals) {
+        self.lock().seen.insert(id, (clock::now(), vitals));
+    }
+
+    /// A chunkserver says who leads a copyset.
+    pub(crate) fn leads(&self, copyset: CopysetId, leader: ReportedLeader) {
+        if leader.chunkserver.0 == 0 {
+            return;
+        }
+        let mut state = self.lock();
+        let known = state.leaders.entry(copyset).or_default();
+        if leader.term >= known.term {
+            *known = leader;
+        }
+    }
+
+    /// Who leads a copyset, as last reported.
+    pub(crate) fn leader(&self, copyset: CopysetId) -> ReportedLeader {
+        self.lock().leaders.get(&copyset).copied().unwrap_or_default()
+    }
+
+    /// Copysets that a chunkserver leads, as last reported.
+    pub(crate) fn led_by(&self, id: ChunkserverId) -> usize {
+        self.lock().leaders.values().filter(|l| l.chunkserver == id).count()
+    }
+
+    /// Whether a chunkserver works.
+    pub(crate) fn health(&self, id: ChunkserverId) -> Health {
+        let state = self.lock();
+        let silent = |at: Instant| clock::now().saturating_duration_since(at) >= HEARTBEAT_DOWN_AFTER;
+        match state.seen.get(&id) {
+            Some((_, vitals)) if !vitals.disk_error.is_empty() => Health::Failed,
+            Some((at, _)) if silent(*at) => Health::Down,
+            Some(_) => Health::Up,
+            None if state.since.is_some_and(silent) => Health::Down,
+            None => Health::Up,
+        }
+    }
+
+    /// What the last heartbeat said, and how long ago that was; the time of this lead for one that was not heard of.
+    pub(crate) fn vitals(&self, id: ChunkserverId) -> (Option<Vitals>, Duration) {
+        let state = self.lock();
+        let ago = |at: Instant| clock::now().saturating_duration_since(at);
+        match state.seen.get(&id) {
+            Some((at, vitals)) => (Some(vitals.clone()), ago(*at)),
+            None => (None, state.since.map_or(Duration::ZERO, ago)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vitals(disk_error: &str) -> Vitals {
+        Vitals { capacity_bytes: 10, free_bytes: 5, disk_error: disk_error.to_owned() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn health_follows_heartbeats() {
+        let (live, id) = (Liveness::default(), ChunkserverId(1));
+        live.enter(Term(1));
+        assert_eq!(live.health(id), Health::Up, "the leader has not had the time to hear of it");
+        tokio::time::advance(HEARTBEAT_DOWN_AFTER).await;
+        assert_eq!(live.health(id), Health::Down);
+        live.heard(id, vitals(""));
+        assert_eq!(live.health(id), Health::Up);
+        live.heard(id, vitals("EIO"));
+        assert_eq!(live.health(id), Health::Failed);
+        assert_eq!(live.vitals(id).0, Some(vitals("EIO")));
+        live.enter(Term(1));
+        assert_eq!(live.health(id), Health::Failed);
+        live.enter(Term(2));
+        assert_eq!(live.health(id), Health::Up);
+    }
+
+    #[test]
+    fn the_highest_term_names_the_leader() {
+        let (live, c) = (Liveness::default(), CopysetId(3));
+        let leader = |cs, term| ReportedLeader { chunkserver: ChunkserverId(cs), term: Term(term) };
+        live.leads(c, leader(1, 5));
+        live.leads(c, leader(2, 4));
+        live.leads(c, leader(0, 9));
+        assert_eq!(live.leader(c), leader(1, 5));
+        live.leads(c, leader(2, 6));
+        assert_eq!((live.leader(c), live.led_by(ChunkserverId(2)), live.led_by(ChunkserverId(1))), (leader(2, 6), 1, 0));
+    }
+}

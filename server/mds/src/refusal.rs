@@ -1,0 +1,136 @@
+//! [`Refusal`]: why the state machine did not do what a command asked. Part of the log's answers, so it is plain data.
+//!
+//! Invariants: a refused command changed nothing; every refusal has one [`MdsErrorKind`], which is what programs act
+//! on; the text says what to change. Deliberately absent: failures of Raft or the network, see `service::status`.
+
+use ogee_common::id::{AttachEpoch, ChunkserverId, CopysetId, LayerId, SegmentIndex, VolumeSeq};
+use ogee_common::limits::ANCESTRY_DEPTH_MAX;
+use ogee_common::size::ByteLen;
+use ogee_proto::MdsErrorKind;
+use serde::{Deserialize, Serialize};
+
+/// Snapshots one volume may have, hidden ones included: it bounds a listing and the versions a read may pass.
+pub(crate) const SNAPSHOTS_PER_VOLUME_MAX: u32 = 4096;
+
+/// Names shown when something is in use.
+pub(crate) const USERS_SHOWN_MAX: usize = 8;
+
+/// A refused command.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub(crate) enum Refusal {
+    #[error("there is no volume {path:?}")]
+    NoSuchVolume { path: String },
+    #[error("the volume does not exist any more")]
+    VolumeGone,
+    #[error("there is no folder {path:?}")]
+    NoSuchFolder { path: String },
+    #[error("there is no snapshot {name:?} of volume {path:?}")]
+    NoSuchSnapshot { path: String, name: String },
+    #[error("the snapshot does not exist any more")]
+    SnapshotGone,
+    #[error("there is no {0}")]
+    NoSuchLayer(LayerId),
+    #[error("there is no {0}; it must register first")]
+    NoSuchChunkserver(ChunkserverId),
+    #[error("there is no pool {name:?}")]
+    NoSuchPool { name: String },
+    #[error("there is no pool yet; create one first")]
+    NoPool,
+    #[error("{path:?} exists already")]
+    PathTaken { path: String },
+    #[error("volume {path:?} has a snapshot {name:?} already")]
+    SnapshotTaken { path: String, name: String },
+    #[error("pool {name:?} exists already")]
+    PoolTaken { name: String },
+    #[error("there are several pools; name one")]
+    PoolNotNamed,
+    #[error("{path:?} is a volume, not a folder")]
+    NotAFolder { path: String },
+    #[error("{path:?} is a folder, not a volume")]
+    NotAVolume { path: String },
+    #[error("{}: a volume has a multiple of 4 KiB from 1 MiB to 64 TiB", ByteLen(*size_bytes))]
+    BadSize { size_bytes: u64 },
+    #[error("a volume cannot shrink from {} to {}", ByteLen(*from_bytes), ByteLen(*to_bytes))]
+    Shrink { from_bytes: u64, to_bytes: u64 },
+    #[error("{0} lies behind the end of the volume")]
+    BehindEnd(SegmentIndex),
+    #[error("zone and pool of {0} cannot change while it holds copysets")]
+    PlaceFixed(ChunkserverId),
+    #[error("attached by {by}")]
+    Attached { by: String, epoch: AttachEpoch },
+    #[error("{given} is not the current attach (last: {current})")]
+    Fenced { given: AttachEpoch, current: AttachEpoch },
+    #[error("it has snapshots: {}", list(names, *more))]
+    HasSnapshots { names: Vec<String>, more: bool },
+    #[error("it has clones: {}", list(volumes, *more))]
+    HasClones { volumes: Vec<String>, more: bool },
+    #[error("folder {path:?} is not empty")]
+    FolderNotEmpty { path: String },
+    #[error("it belongs to another owner")]
+    WrongOwner,
+    #[error("{depth} layers would lie under it, at most {ANCESTRY_DEPTH_MAX} are allowed")]
+    TooDeep { depth: u32 },
+    #[error("a volume has at most {SNAPSHOTS_PER_VOLUME_MAX} snapshots")]
+    TooManySnapshots,
+    #[error("snapshot {name:?} is not ready: copysets are still being sealed")]
+    NotReady { name: String },
+    #[error("the volume changed meanwhile ({layer}, {seq}); try again")]
+    Moved { layer: LayerId, seq: VolumeSeq },
+    #[error("a snapshot of the volume is being made; try again")]
+    SnapshotUnderWay,
+    #[error("the chunkservers changed meanwhile; try again")]
+    PlanOutdated,
+    #[error("{0} is not in the volume's pool")]
+    ForeignCopyset(CopysetId),
+    #[error("the disk belongs to another cluster")]
+    WrongCluster,
+    #[error("the disk's identity and {0} do not belong together")]
+    WrongIdentity(ChunkserverId),
+    #[error("the cluster has no identity yet; try again")]
+    NotFormed,
+}
+
+fn list(names: &[String], more: bool) -> String {
+    let dots = if more { ", ..." } else { "" };
+    format!("{}{dots}", names.join(", "))
+}
+
+impl Refusal {
+    /// What a program can act on.
+    pub(crate) const fn kind(&self) -> MdsErrorKind {
+        use MdsErrorKind as Kind;
+        match self {
+            Self::NoSuchVolume { .. }
+            | Self::VolumeGone
+            | Self::NoSuchFolder { .. }
+            | Self::NoSuchSnapshot { .. }
+            | Self::SnapshotGone
+            | Self::NoSuchLayer(_)
+            | Self::NoSuchChunkserver(_)
+            | Self::NoSuchPool { .. }
+            | Self::NoPool => Kind::NotFound,
+            Self::PathTaken { .. } | Self::SnapshotTaken { .. } | Self::PoolTaken { .. } => Kind::AlreadyExists,
+            Self::PoolNotNamed
+            | Self::NotAFolder { .. }
+            | Self::NotAVolume { .. }
+            | Self::BadSize { .. }
+            | Self::Shrink { .. }
+            | Self::BehindEnd(_)
+            | Self::PlaceFixed(_)
+            | Self::ForeignCopyset(_) => Kind::InvalidArgument,
+            Self::Attached { .. } => Kind::Attached,
+            Self::Fenced { .. } => Kind::Fenced,
+            Self::HasSnapshots { .. }
+            | Self::HasClones { .. }
+            | Self::FolderNotEmpty { .. } => Kind::InUse,
+            Self::WrongOwner => Kind::WrongOwner,
+            Self::TooDeep { .. } | Self::TooManySnapshots => Kind::Limit,
+            Self::WrongCluster | Self::WrongIdentity(_) => Kind::WrongCluster,
+            Self::NotReady { .. }
+            | Self::Moved { .. }
+            | Self::SnapshotUnderWay
+            | Self::PlanOutdated
+            | Self::NotFormed => Kind::Unavailable,
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! The gRPC trait: one line per call. What a call does is in the file of its subject; what a failure means, in `status`.
+
+use super::{Core, names};
+use crate::hub::EventStream;
+use ogee_proto::mds::mds_server::Mds;
+use ogee_proto::mds::{self as m};
+use std::sync::Arc;
+use tonic::{Request, Response, Status};
+
+/// The service of one node.
+#[derive(Clone)]
+pub(crate) struct MdsService(pub(crate) Arc<Core>);
+
+type Reply<T> = Result<Response<T>, Status>;
+
+macro_rules! calls {
+    (
+        named { $($named:ident($named_request:ident) -> $named_reply:ident;)+ }
+        plain { $($plain:ident($plain_request:ident) -> $plain_reply:ident;)+ }
+        bare { $($bare:ident -> $bare_reply:ident;)+ }
+    ) => {
+        #[tonic::async_trait]
+        impl Mds for MdsService {
+            type WatchAttachStream = EventStream;
+
+            $(async fn $named(&self, call: Request<m::$named_request>) -> Reply<m::$named_reply> {
+                let id = names::request(&call)?;
+                Ok(Response::new(self.0.$named(id, call.into_inner()).await?))
+            })+
+
+            $(async fn $plain(&self, call: Request<m::$plain_request>) -> Reply<m::$plain_reply> {
+                Ok(Response::new(self.0.$plain(call.into_inner()).await?))
+            })+
+
+            $(async fn $bare(&self, _call: Request<m::Empty>) -> Reply<m::$bare_reply> {
+                Ok(Response::new(self.0.$bare().await?))
+            })+
+
+            async fn watch_attach(&self, call: Request<m::WatchAttachRequest>) -> Reply<EventStream> {
+                Ok(Response::new(self.0.watch_attach(call.into_inner()).await?))
+            }
+        }
+    };
+}
+
+calls! {
+    // A repetition of these with the same request id gets the answer of the first.
+    named {
+        create_volume(CreateVolumeRequest) -> Volume;
+        delete_volume(DeleteVolumeRequest) -> Empty;
+        rename_volume(RenameVolumeRequest) -> Volume;
+        extend_volume(ExtendVolumeRequest) -> Volume;
+        delete_snapshot(DeleteSnapshotRequest) -> Empty;
+        clone_volume(CloneVolumeRequest) -> Volume;
+        create_pool(CreatePoolRequest) -> Pool;
+    }
+    plain {
+        stat_volume(StatVolumeRequest) -> Volume;
+        list_volumes(ListVolumesRequest) -> ListVolumesReply;
+        create_snapshot(CreateSnapshotRequest) -> Snapshot;
+        list_snapshots(ListSnapshotsRequest) -> ListSnapshotsReply;
+        rollback_volume(RollbackVolumeRequest) -> Volume;
+        attach_volume(AttachVolumeRequest) -> AttachGrant;
+        detach_volume(DetachVolumeRequest) -> Empty;
+        ack_hold(AckHoldRequest) -> Empty;
+        get_layout(GetLayoutRequest) -> Layout;
+        allocate_segment(AllocateSegmentRequest) -> Layout;
+        get_copysets(GetCopysetsRequest) -> CopysetList;
+        register_chunkserver(RegisterChunkserverRequest) -> RegisterChunkserverReply;
+        heartbeat(HeartbeatRequest) -> HeartbeatReply;
+    }
+    bare {
+        list_chunkservers -> ChunkserverList;
+        list_pools -> PoolList;
+        list_copysets -> CopysetList;
+        cluster_status -> ClusterStatusReply;
+    }
+}

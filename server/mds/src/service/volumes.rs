@@ -1,0 +1,82 @@
+//! Calls about names and volumes. Each is one command or one read.
+
+use super::status::CallError;
+use super::{Core, names};
+use crate::machine::command::{Command, Outcome, VolumeInfo};
+use crate::machine::{info, namespace};
+use ogee_proto::mds;
+
+/// Entries of one page of a listing.
+pub(crate) const LIST_MAX: usize = 1000;
+
+type Id = Option<[u8; 16]>;
+
+/// The volume that a command answered with.
+///
+/// # Errors
+/// Never for the commands used here; another answer means that nodes of mixed versions disagree.
+pub(crate) fn volume(outcome: Outcome) -> Result<VolumeInfo, CallError> {
+    match outcome {
+        Outcome::Volume(info) => Ok(*info),
+        _ => Err(CallError::Answer(crate::machine::command::DecodeError::Trailing)),
+    }
+}
+
+impl Core {
+    pub(crate) async fn create_volume(&self, id: Id, r: mds::CreateVolumeRequest) -> Result<mds::Volume, CallError> {
+        let command = Command::CreateVolume {
+            path: names::path("path", &r.path)?,
+            size_bytes: r.size_bytes,
+            owner: names::owner(&r.owner)?,
+            create_parents: r.create_parents,
+            pool: if r.pool.is_empty() { String::new() } else { names::name("pool", &r.pool)? },
+        };
+        Ok(volume(self.propose(id, command).await?)?.into())
+    }
+
+    pub(crate) async fn delete_volume(&self, id: Id, r: mds::DeleteVolumeRequest) -> Result<mds::Empty, CallError> {
+        let (path, owner) = (names::path("path", &r.path)?, names::owner(&r.owner)?);
+        self.propose(id, Command::DeleteVolume { path, owner }).await?;
+        Ok(mds::Empty {})
+    }
+
+    pub(crate) async fn rename_volume(&self, id: Id, r: mds::RenameVolumeRequest) -> Result<mds::Volume, CallError> {
+        let command = Command::RenameVolume {
+            path: names::path("path", &r.path)?,
+            new_path: names::path("new path", &r.new_path)?,
+            create_parents: r.create_parents,
+        };
+        Ok(volume(self.propose(id, command).await?)?.into())
+    }
+
+    pub(crate) async fn stat_volume(&self, r: mds::StatVolumeRequest) -> Result<mds::Volume, CallError> {
+        let path = names::path("path", &r.path)?;
+        self.lead().await?;
+        let info = self.read(|tx| {
+            let (id, row) = namespace::volume(tx, &path)?;
+            info::volume(tx, id, &row)
+        })?;
+        Ok(info.into())
+    }
+
+    pub(crate) async fn list_volumes(&self, r: mds::ListVolumesRequest) -> Result<mds::ListVolumesReply, CallError> {
+        let (directory, start_after) = (names::folder(&r.directory)?, names::folder(&r.start_after)?);
+        let limit = match r.limit as usize {
+            0 => LIST_MAX,
+            n => n.min(LIST_MAX),
+        };
+        let listing =
+            info::Listing { directory: &directory, recursive: r.recursive, start_after: &start_after, limit };
+        self.lead().await?;
+        let (volumes, more) = self.read(|tx| info::list(tx, &listing))?;
+        Ok(mds::ListVolumesReply { volumes: volumes.into_iter().map(Into::into).collect(), more })
+    }
+
+    pub(crate) async fn extend_volume(&self, id: Id, r: mds::ExtendVolumeRequest) -> Result<mds::Volume, CallError> {
+        let command = Command::ExtendVolume { path: names::path("path", &r.path)?, size_bytes: r.size_bytes };
+        self.lead().await?;
+        let info = volume(self.propose(id, command).await?)?;
+        self.hub.refresh(info.id, || self.current(info.id));
+        Ok(info.into())
+    }
+}
