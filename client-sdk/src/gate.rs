@@ -429,7 +429,8 @@ mod tests {
         part.sending(SEQ);
         let before = part.sending(SEQ);
         part.refused(before);
-        drop((part, ticket));
+        drop(part);
+        drop(ticket);
         gate.hold(2);
         assert_eq!(gate.drained(2).now_or_never(), Some(Drained::Never));
         gate.release(VolumeSeq(4));
