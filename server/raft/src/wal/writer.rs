@@ -15,6 +15,7 @@ use super::recovery::{self, Recovered};
 use super::segments::{IDENTITY_NAME, Identity, Place};
 use super::stats::Counters;
 use super::{Completion, Shared, WalOptions, entry_bytes_max};
+use futures_util::FutureExt as _;
 use ogee_common::clock::{self, Instant};
 use ogee_common::limits::WAL_NO_SPACE_RETRY;
 use ogee_disk::{AlignedBuf, DiskError, DiskErrorKind, LogFile, LogWriter};
@@ -142,7 +143,7 @@ impl Writer {
         Counters::add(&shared.counters.entries, flight.entries);
         let done = shared.lock().completed(flight);
         tell(done, &Ok(()));
-        self.housekeeping(shared);
+        self.housekeeping(shared).map_err(alone)?;
         Ok(true)
     }
 
@@ -168,13 +169,11 @@ impl Writer {
             result = finished(&mut self.job) => {
                 self.job = None;
                 self.job_done(shared, result)?;
-                self.housekeeping(shared);
-                Ok(())
+                self.housekeeping(shared)
             }
             () = until(self.retry_at) => {
                 self.retry_at = None;
-                self.housekeeping(shared);
-                Ok(())
+                self.housekeeping(shared)
             }
         }
     }
@@ -205,11 +204,15 @@ impl Writer {
         Ok(true)
     }
 
-    /// Starts at most one job: prepare the next segment in time, or delete freed segments beyond the spares.
-    fn housekeeping(&mut self, shared: &Shared) {
+    /// Looks after the job and starts the next one: prepare the next segment in time, or delete freed segments beyond
+    /// the spares. Never waits; under load this is the only place that sees a job end.
+    fn housekeeping(&mut self, shared: &Shared) -> Result<(), WalError> {
+        if let Some(result) = finished(&mut self.job).now_or_never() {
+            self.job = None;
+            self.job_done(shared, result)?;
+        }
         if self.job.is_some() {
-            // It is joined by `pause`, at the latest when the next segment is needed.
-            return;
+            return Ok(());
         }
         let (freed, late) = {
             let core = shared.lock();
@@ -228,6 +231,7 @@ impl Writer {
                 }));
             }
         }
+        Ok(())
     }
 
     fn start_prepare(&mut self, shared: &Shared) {
