@@ -2,10 +2,12 @@
 //!
 //! In production there is no plan and the question is one test of an `Option`. A rule matches by operation and by a
 //! part of the path, lets `skip` operations pass, then strikes `times` times. Rules are asked in the order they were
-//! added and the first that strikes decides. Deliberately absent: reordering of writes; a torn write or a lost one
-//! is enough for a log that has one write in flight.
+//! added and the first that strikes decides. A plan that watches power ([`FaultPlan::watch_power`]) can also lose what was
+//! not flushed ([`FaultPlan::power_cut`]).
 
 use crate::error::DiskError;
+use crate::power::Unflushed;
+use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -60,6 +62,8 @@ pub struct FaultRule {
 #[derive(Debug, Default)]
 pub struct FaultPlan {
     rules: Mutex<Vec<FaultRule>>,
+    unflushed: Mutex<Option<Unflushed>>,
+    dead: std::sync::atomic::AtomicBool,
     struck: std::sync::atomic::AtomicU64,
 }
 
@@ -86,7 +90,28 @@ impl FaultPlan {
         self.struck.load(std::sync::atomic::Ordering::Relaxed)
     }
 
+    /// From now on, remembers what unflushed writes to data files replaced. Costs a read per write.
+    pub fn watch_power(&self) {
+        self.unflushed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_default();
+    }
+
+    /// Cuts the power: of each page with `n` unflushed writes, the first `survive(n)` have reached the disk. From then on
+    /// every operation under this plan fails with `Io`; the test opens the directory anew with another plan.
+    ///
+    /// # Errors
+    /// When the files cannot be put back; the test is then void.
+    pub fn power_cut(&self, survive: &mut dyn FnMut(usize) -> usize) -> io::Result<()> {
+        self.dead.store(true, std::sync::atomic::Ordering::SeqCst);
+        match self.unflushed.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+            Some(unflushed) => unflushed.cut(survive),
+            None => Ok(()),
+        }
+    }
+
     fn ask(&self, op: DiskOp, path: &Path) -> Option<Fault> {
+        if self.dead.load(std::sync::atomic::Ordering::SeqCst) {
+            return Some(Fault::Errno(libc::EIO));
+        }
         let mut rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
         let path = path.to_string_lossy();
         for rule in rules.iter_mut().filter(|r| r.op == op && path.contains(&r.path_contains)) {
@@ -120,6 +145,23 @@ pub(crate) fn check_write(faults: &Faults, what: &'static str, path: &Path) -> R
         None => Ok(None),
         Some(Fault::Errno(errno)) => Err(DiskError::new(what, path, io::Error::from_raw_os_error(errno))),
         Some(Fault::Torn { bytes }) => Ok(Some(bytes)),
+    }
+}
+
+/// Tells the plan that a range of a data file is about to change.
+pub(crate) fn before_change(faults: &Faults, file: &File, path: &Path, offset: u64, len: u64) -> io::Result<()> {
+    let Some(plan) = faults else { return Ok(()) };
+    match plan.unflushed.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+        Some(unflushed) => unflushed.before_change(file, path, offset, len),
+        None => Ok(()),
+    }
+}
+
+/// Tells the plan that a data file is durable.
+pub(crate) fn flushed(faults: &Faults, path: &Path) {
+    let Some(plan) = faults else { return };
+    if let Some(unflushed) = plan.unflushed.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+        unflushed.flushed(path);
     }
 }
 

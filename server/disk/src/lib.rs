@@ -14,6 +14,7 @@ pub mod fault;
 mod io;
 pub mod log_file;
 pub mod meta;
+mod power;
 
 pub use aligned::{ALIGN, AlignedBuf};
 pub use data_dir::{DataDir, DiskUsage};
