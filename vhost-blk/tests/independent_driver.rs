@@ -75,7 +75,9 @@ fn run(
         };
         submitted.unwrap();
     }
-    transport.get_submission_notifier(index).notify().unwrap();
+    if queue.avail_notif_needed() {
+        transport.get_submission_notifier(index).notify().unwrap();
+    }
     let mut results = vec![i32::MIN; batch.len()];
     let mut left = batch.len();
     let deadline = ogee_common::clock::now() + PATIENCE;

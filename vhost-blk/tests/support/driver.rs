@@ -110,6 +110,7 @@ pub struct Ring<'a> {
     pub call: EventFd,
     next_slot: u16,
     seen_used: u16,
+    kicked_idx: u16,
     event_idx: bool,
 }
 
@@ -126,6 +127,7 @@ impl<'a> Ring<'a> {
             call: EventFd::new(EFD_NONBLOCK).unwrap(),
             next_slot: 0,
             seen_used: 0,
+            kicked_idx: 0,
             event_idx: features & EVENT_IDX != 0,
         };
         ring.restart(front, 0);
@@ -199,6 +201,22 @@ impl<'a> Ring<'a> {
         self.guest.memory.load(GuestAddress(self.base + USED + 2), Ordering::SeqCst).unwrap()
     }
 
+    /// Kicks only if the device asked for it since the last call, as real drivers do (virtio 1.2, 2.7.13.3).
+    pub fn kick_if_wanted(&mut self) {
+        let new: u16 = self.guest.get(self.base + AVAIL + 2);
+        std::sync::atomic::fence(Ordering::SeqCst);
+        let wanted = if self.event_idx {
+            let event: u16 = self.guest.get(self.base + USED + 4 + u64::from(QUEUE_SIZE) * 8);
+            new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(self.kicked_idx)
+        } else {
+            self.guest.get::<u16>(self.base + USED) & 1 == 0
+        };
+        self.kicked_idx = new;
+        if wanted {
+            self.kick();
+        }
+    }
+
     /// The next entry of the used ring (head, bytes); waits for interrupts.
     pub fn wait_used(&mut self) -> (u32, u32) {
         let deadline = ogee_common::clock::now() + PATIENCE;
@@ -238,7 +256,7 @@ impl<'a> Ring<'a> {
     /// One request to its end: status and bytes reported.
     pub fn call(&mut self, kind: u32, sector: u64, data: &[(u64, u32, u16)], indirect: bool) -> (u8, u32) {
         let (status, head) = self.submit(kind, sector, data, indirect);
-        self.kick();
+        self.kick_if_wanted();
         let (used, len) = self.wait_used();
         assert_eq!(used, u32::from(head));
         (self.guest.get(status), len)
