@@ -156,10 +156,12 @@ impl Replica {
         }
     }
 
-    /// The same by way of the core: waits up to a lease for a majority, then until the entries are applied.
+    /// The same by way of the core: asks the others at once and waits two heartbeats for a majority, then until the
+    /// entries are applied.
     async fn confirmed_read(&self) -> Result<Term, RaftError> {
         let lease = self.tuning.lease();
-        let option = openraft::LinearizerOption::new(Some(self.tuning.read_lease()), true).with_wait_timeout(lease);
+        let patience = self.tuning.heartbeat * 2;
+        let option = openraft::LinearizerOption::new(Some(self.tuning.read_lease()), true).with_wait_timeout(patience);
         let linearizer = match self.raft.get_read_linearizer(option).await {
             Ok(linearizer) => linearizer,
             Err(openraft::errors::RaftError::Fatal(_)) => return Err(RaftError::Stopped),

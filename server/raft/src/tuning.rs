@@ -10,11 +10,11 @@ use std::time::Duration;
 /// Times and lengths. The defaults suit a busy machine with two cores and a flush of up to 50 ms at p99.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RaftTuning {
-    /// A leader shows itself this often to followers that it has nothing else to send to. Default 150 ms: six chances
+    /// A leader shows itself this often to followers that it has nothing else to send to. Default 200 ms: four chances
     /// within a lease.
     pub heartbeat: Duration,
     /// A follower waits at least this long after the lease before it asks for votes. Default 500 ms: ten times the p99
-    /// flush, and more than two heartbeats, so that one lost heartbeat starts nothing.
+    /// flush, and with the lease more than six heartbeats.
     pub election_min: Duration,
     /// It waits less than this; and this is the lease: for so long after it heard of a leader a follower votes for
     /// nobody, and for so long after a majority heard of it a leader serves reads without asking. Default 900 ms: a
@@ -38,7 +38,7 @@ pub struct RaftTuning {
 impl Default for RaftTuning {
     fn default() -> Self {
         Self {
-            heartbeat: Duration::from_millis(150),
+            heartbeat: Duration::from_millis(200),
             election_min: Duration::from_millis(500),
             election_max: Duration::from_millis(900),
             tick: Duration::from_millis(25),
@@ -75,9 +75,8 @@ impl RaftTuning {
         if self.tick < Duration::from_millis(1) || self.tick * 2 > self.heartbeat {
             return Err(TuningError::Tick);
         }
-        // A heartbeat that was suppressed leaves up to two intervals after the last contact. The spare half interval
-        // covers openraft's own check of the same rule, which counts its tick, a fifth of a heartbeat.
-        if self.election_min <= self.heartbeat * 5 / 2 + self.tick {
+        // A heartbeat that was suppressed leaves up to one and a half intervals after the last contact.
+        if self.election_min <= self.heartbeat * 2 + self.tick {
             return Err(TuningError::HeartbeatTooLong);
         }
         Ok(())
@@ -101,7 +100,8 @@ impl RaftTuning {
         Config {
             cluster_name: "ogee".into(),
             heartbeat_interval: ms(self.heartbeat),
-            heartbeat_min_interval: Some(ms(self.heartbeat)),
+            // Half: the answer to one heartbeat must not suppress the next.
+            heartbeat_min_interval: Some(ms(self.heartbeat / 2)),
             election_timeout_min: ms(self.election_min),
             election_timeout_max: ms(self.election_max),
             // Two leases: then a majority that can still talk to each other has had time to elect another leader.

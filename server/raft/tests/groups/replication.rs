@@ -1,9 +1,7 @@
 //! Election, replication, order, expected terms and reads of a healthy group.
 
-mod cluster;
-
 use bytes::Bytes;
-use cluster::{Cluster, Setup, numbered, wait};
+use crate::cluster::{Cluster, Setup, numbered, wait};
 use futures_util::future::join_all;
 use ogee_common::id::Term;
 use ogee_common::limits::RAFT_COMMAND_BYTES_MAX;
@@ -11,7 +9,7 @@ use ogee_raft::RaftError;
 
 #[test]
 fn a_group_elects_and_replicates() {
-    cluster::logs();
+    crate::cluster::logs();
     let cluster = Cluster::start(Setup::default());
     let leader = cluster.leader(1);
     let expected = numbered(0..20);

@@ -112,6 +112,11 @@ impl Node {
         rx.recv_timeout(DEADLINE).expect("the node answers before the deadline")
     }
 
+    /// Starts a future on the node's own runtime.
+    pub fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
+        self.handle.spawn(future);
+    }
+
     pub fn group(&self, group: u64) -> RaftGroup {
         self.groups[&group].clone()
     }
