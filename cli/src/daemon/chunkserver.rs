@@ -8,6 +8,9 @@ use ogee_chunkserver::ChunkserverConfig;
 use std::net::SocketAddr;
 use std::path::Path;
 
+/// Memory for page metadata of a dev chunkserver: enough for 64 GiB of data, and several run on one machine.
+const METADATA_CACHE_MIB: u32 = 64;
+
 /// The configuration of chunkserver `number` of a dev cluster: every one is a zone of its own.
 ///
 /// # Errors
@@ -15,17 +18,18 @@ use std::path::Path;
 pub(crate) fn dev_config(
     number: u32, data: &Path, listen: SocketAddr, mds: &[SocketAddr],
 ) -> Result<String, toml::ser::Error> {
-    #[derive(serde::Serialize)]
-    struct Text<'a> {
-        data_dir: &'a Path,
-        listen: SocketAddr,
-        mds: &'a [SocketAddr],
-        pool: &'static str,
-        zone: String,
-        host: String,
-    }
-    let text = Text { data_dir: data, listen, mds, pool: "default", zone: format!("zone-{number}"), host: format!("dev-{number}") };
-    toml::to_string(&text)
+    let config = ChunkserverConfig {
+        data_dir: data.to_owned(),
+        listen,
+        mds: mds.to_vec(),
+        pool: "default".to_owned(),
+        zone: format!("zone-{number}"),
+        host: format!("dev-{number}"),
+        capacity_bytes: None,
+        reserve_bytes: None,
+        metadata_cache_mib: METADATA_CACHE_MIB,
+    };
+    toml::to_string(&config)
 }
 
 /// Runs a chunkserver until SIGINT or SIGTERM, on one current-thread runtime (a request stays on its thread).

@@ -14,6 +14,9 @@ use std::fs::{File, TryLockError};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+/// The file in an MDS's data directory that makes it a member (`docs/formats.md`).
+const MDS_IDENTITY: &str = "identity";
+
 /// What a daemon does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
@@ -86,11 +89,25 @@ impl DaemonPlace {
             return Ok(());
         }
         let text = match self.role {
-            Role::Mds => daemon::mds::dev_config(self.number, &data, mds),
+            Role::Mds => daemon::mds::dev_config(self.number, &data, self.addr, mds),
             Role::Chunkserver => daemon::chunkserver::dev_config(self.number, &data, self.addr, mds),
         };
         let text = text.map_err(|e| CliError::caused(ErrorKind::Failure, format!("write {}", config.display()), e))?;
         record::replace(&config, &text)
+    }
+
+    /// Called once the cluster has served: from now on an MDS that lost its data must not start as a new one. One that
+    /// has not become a member yet (three nodes, of which two serve) still may.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub(crate) fn settle(&self) -> Result<(), CliError> {
+        if self.role != Role::Mds || !self.data().join(MDS_IDENTITY).exists() {
+            return Ok(());
+        }
+        let config = self.config();
+        let text = std::fs::read_to_string(&config).map_err(|e| CliError::file("read", &config, e))?;
+        daemon::mds::settled_config(&text).map_or(Ok(()), |settled| record::replace(&config, &settled))
     }
 }
 

@@ -25,19 +25,24 @@ pub(crate) struct UpArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     chunkservers: Option<u16>,
     /// MDS nodes, 1, 3 or 5; a new cluster has 1
+    // The same id and type as the global --mds, which it stands for here.
     #[arg(long, value_name = "N", value_parser = mds_count)]
-    mds: Option<usize>,
+    mds: Option<String>,
     /// Wait this long for the cluster to serve, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     timeout: u64,
 }
 
-fn mds_count(text: &str) -> Result<usize, &'static str> {
-    match text {
-        "1" => Ok(1),
-        "3" => Ok(3),
-        "5" => Ok(5),
-        _ => Err("an MDS group has 1, 3 or 5 nodes"),
+fn mds_count(text: &str) -> Result<String, &'static str> {
+    if matches!(text, "1" | "3" | "5") { Ok(text.to_owned()) } else { Err("an MDS group has 1, 3 or 5 nodes") }
+}
+
+impl UpArgs {
+    /// The number of MDS nodes that was asked for.
+    fn mds_nodes(&self) -> Result<Option<usize>, CliError> {
+        let Some(text) = &self.mds else { return Ok(None) };
+        let bad = |e| CliError::caused(ErrorKind::Usage, format!("--mds {text}"), e);
+        text.parse().map(Some).map_err(bad)
     }
 }
 
@@ -97,6 +102,9 @@ async fn up(context: &Context, dir: &Path, args: UpArgs) -> Result<(), CliError>
     let config = ClusterConfig { mds: mds.clone(), description: "ogee dev up".to_owned(), ..ClusterConfig::default() };
     let cluster = Cluster::connect_lazy(config).map_err(|e| call_failed("connect", &e))?;
     ready::wait(cluster.mds(), &mut members, context.out, Duration::from_secs(args.timeout)).await?;
+    for member in &members {
+        member.place.settle()?;
+    }
     let view = |m: &Member| DaemonView {
         name: m.place.name.clone(),
         pid: m.pid,
@@ -111,9 +119,9 @@ async fn up(context: &Context, dir: &Path, args: UpArgs) -> Result<(), CliError>
 
 /// The record of the folder, made or extended as asked, and saved.
 fn record_for(root: &Path, args: &UpArgs) -> Result<Record, CliError> {
-    let wanted = args.chunkservers.map(usize::from);
+    let (wanted, mds_wanted) = (args.chunkservers.map(usize::from), args.mds_nodes()?);
     let Some(mut record) = Record::load(root)? else {
-        let (mds, chunkservers) = (args.mds.unwrap_or(1), wanted.unwrap_or(CHUNKSERVERS_DEFAULT));
+        let (mds, chunkservers) = (mds_wanted.unwrap_or(1), wanted.unwrap_or(CHUNKSERVERS_DEFAULT));
         refuse_foreign(root)?;
         let mut mds_addrs = ports::choose(mds + chunkservers)?;
         let chunkservers = mds_addrs.split_off(mds);
@@ -121,7 +129,7 @@ fn record_for(root: &Path, args: &UpArgs) -> Result<Record, CliError> {
         record.save(root)?;
         return Ok(record);
     };
-    if let Some(mds) = args.mds
+    if let Some(mds) = mds_wanted
         && mds != record.mds.len()
     {
         let text = format!("it has {} MDS nodes, which cannot be changed; leave --mds out", record.mds.len());
@@ -168,7 +176,7 @@ mod tests {
     use super::*;
 
     fn args(chunkservers: Option<u16>, mds: Option<usize>) -> UpArgs {
-        UpArgs { chunkservers, mds, timeout: 1 }
+        UpArgs { chunkservers, mds: mds.map(|n| n.to_string()), timeout: 1 }
     }
 
     #[test]

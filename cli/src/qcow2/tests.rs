@@ -292,7 +292,7 @@ fn a_header_that_asks_for_a_huge_table_is_refused_before_room_is_made() {
     assert!(matches!(Header::parse(&bytes), Err(Qcow2Error::OutOfRange { field: "l1_size", .. })));
     // A table that would fit the limit but is not in the file.
     let mut bytes = small_image();
-    bytes[24..32].copy_from_slice(&(1u64 << 40).to_be_bytes());
+    bytes[24..32].copy_from_slice(&(64u64 << 40).to_be_bytes());
     bytes[36..40].copy_from_slice(&(1u32 << 20).to_be_bytes());
     let file = tempfile::tempfile_in("/var/tmp").expect("a file");
     file.write_all_at(&bytes, 0).expect("written");
