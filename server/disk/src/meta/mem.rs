@@ -2,7 +2,7 @@
 //!
 //! Invariant: after [`MemStore::power_cut`] it holds every synced batch and a prefix of the deferred ones, each whole.
 
-use super::{Batch, Change, Durability, KeyValue, MetaStore, StoreError, Table};
+use super::{Batch, Change, Durability, KeyValue, MetaStore, RowSink, StoreError, Table};
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -106,7 +106,7 @@ impl MetaStore for MemStore {
         Ok(())
     }
 
-    fn dump(&self, tables: &[Table], row: &mut dyn FnMut(u8, &[u8], &[u8]) -> bool) -> Result<(), StoreError> {
+    fn dump(&self, tables: &[Table], row: &mut RowSink<'_>) -> Result<(), StoreError> {
         let moment = self.lock().current.clone();
         let mut tables = tables.to_vec();
         tables.sort_unstable();

@@ -170,6 +170,9 @@ impl StoreError {
     }
 }
 
+/// Takes a row of a dump: table number, key, value; `false` stops the dump.
+pub type RowSink<'a> = dyn FnMut(u8, &[u8], &[u8]) -> bool + 'a;
+
 /// One key and its value.
 pub type KeyValue = (Vec<u8>, Vec<u8>);
 
@@ -214,7 +217,7 @@ pub trait MetaStore: Send + Sync + 'static {
     ///
     /// # Errors
     /// `Corrupt`, `Io`.
-    fn dump(&self, tables: &[Table], row: &mut dyn FnMut(u8, &[u8], &[u8]) -> bool) -> Result<(), StoreError>;
+    fn dump(&self, tables: &[Table], row: &mut RowSink<'_>) -> Result<(), StoreError>;
 
     /// Replaces the whole content of the tables by `rows` in one durable batch; rows of other tables are refused by a
     /// panic, because the caller has filtered them.

@@ -5,7 +5,7 @@
 //! tail only, so a crash keeps a prefix of the batches and damage elsewhere is an error, not a loss. Memory is bounded
 //! by the constants below. Deliberately absent: tuning for throughput; checkpoints write about 1 KiB per MiB of data.
 
-use super::{Batch, Change, Durability, KeyValue, MetaStore, StoreError, StoreErrorKind, Table};
+use super::{Batch, Change, Durability, KeyValue, MetaStore, RowSink, StoreError, StoreErrorKind, Table};
 use rocksdb::{
     BlockBasedOptions, Cache, DB, DBCompressionType, DBRecoveryMode, Direction, ErrorKind, IteratorMode, Options,
     ReadOptions, WriteBatch, WriteOptions,
@@ -135,7 +135,7 @@ impl MetaStore for RocksStore {
         self.db.flush_wal(true).map_err(|e| error("sync", e))
     }
 
-    fn dump(&self, tables: &[Table], row: &mut dyn FnMut(u8, &[u8], &[u8]) -> bool) -> Result<(), StoreError> {
+    fn dump(&self, tables: &[Table], row: &mut RowSink<'_>) -> Result<(), StoreError> {
         let moment = self.db.snapshot();
         let mut tables = tables.to_vec();
         tables.sort_unstable();

@@ -6,11 +6,13 @@
 //! of the newest; an entry leaves the cache only when it is durable. `logged` is the state of each group as of the last
 //! encoded record, which is what a segment's head must say, while `groups` runs ahead by what is still queued.
 
+use super::cache::Cache;
 use super::error::{WalError, WalErrorKind};
 use super::format::{
     BATCH_HEADER, BatchEncoder, BatchId, GROUP_STATE, GroupState, LogPoint, Record, SavedVote, record_bytes,
 };
 use super::group::{Group, Location, Releases, Removed, Slot};
+use super::replay::note_logged;
 use super::{Completion, LogEntry};
 use bytes::Bytes;
 use ogee_common::limits::{WAL_BATCH_BYTES_MAX, WAL_GROUPS_MAX};
@@ -72,7 +74,7 @@ pub(super) struct Core {
     pub(super) entry_bytes_max: usize,
     pub(super) phase: Phase,
     pub(super) groups: HashMap<u64, Group>,
-    logged: BTreeMap<u64, GroupState>,
+    pub(super) logged: BTreeMap<u64, GroupState>,
     queue: VecDeque<Queued>,
     /// Payload bytes in the queue.
     pub(super) queue_bytes: usize,
@@ -83,12 +85,9 @@ pub(super) struct Core {
     pub(super) tail: Option<Tail>,
     /// Number of the last batch that was encoded.
     pub(super) sequence: u64,
-    stamp: u64,
-    durable_stamp: u64,
-    cache_limit: usize,
-    cache_bytes: usize,
-    /// `(group, index, stamp)` in order of append; may name entries that are gone.
-    cache_order: VecDeque<(u64, u64, u64)>,
+    pub(super) stamp: u64,
+    pub(super) durable_stamp: u64,
+    cache: Cache,
     /// The disk was full when the log last tried to grow.
     pub(super) no_space: bool,
     /// Bytes of a segment that was prepared for the next roll.
@@ -111,9 +110,7 @@ impl Core {
             sequence: 0,
             stamp: 0,
             durable_stamp: 0,
-            cache_limit,
-            cache_bytes: 0,
-            cache_order: VecDeque::new(),
+            cache: Cache::new(cache_limit),
             no_space: false,
             prepared_bytes: 0,
         }
@@ -168,8 +165,7 @@ impl Core {
             let (stamp, len) = (self.stamp, e.payload.len());
             let cached = Some(e.payload.clone());
             log.push(e.index, Slot { term: e.term, kind: e.kind, len, stamp, location: None, cached });
-            self.cache_bytes += len;
-            self.cache_order.push_back((group, e.index, stamp));
+            self.cache.added(group, e.index, stamp, len);
             self.queue_bytes += len;
             let record = Record::Entry { kind: e.kind, point: LogPoint { term: e.term, index: e.index } };
             let done = if i == last { done.take() } else { None };
@@ -186,7 +182,7 @@ impl Core {
     }
 
     fn account(&mut self, removed: Removed) -> Releases {
-        self.cache_bytes -= removed.cached;
+        self.cache.removed(removed.cached);
         removed.releases
     }
 
@@ -307,7 +303,7 @@ impl Core {
             segment.live -= count;
         }
         self.free_segments();
-        self.trim_cache();
+        self.cache.trim(&mut self.groups, self.durable_stamp);
         flight.done
     }
 
@@ -325,31 +321,9 @@ impl Core {
         }
     }
 
-    fn trim_cache(&mut self) {
-        while let Some(&(group, index, stamp)) = self.cache_order.front() {
-            let slot = self.groups.get_mut(&group).and_then(|g| g.slot_mut(index)).filter(|s| s.stamp == stamp);
-            if let Some(slot) = slot {
-                if self.cache_bytes <= self.cache_limit || stamp > self.durable_stamp {
-                    break;
-                }
-                self.cache_bytes -= slot.cached.take().map_or(0, |b| b.len());
-            }
-            self.cache_order.pop_front();
-        }
-        // A group that purges nothing must not make the order grow by what the others append and purge.
-        let live: usize = self.groups.values().map(|g| g.slots.len()).sum();
-        if self.cache_order.len() > 2 * live + 1024 {
-            let groups = &self.groups;
-            let is_live = |(g, i, s): &(u64, u64, u64)| {
-                groups.get(g).and_then(|g| g.slot(*i)).is_some_and(|slot| slot.stamp == *s)
-            };
-            self.cache_order.retain(is_live);
-        }
-    }
-
     /// Payload bytes held for reads.
     pub(super) const fn cached_bytes(&self) -> usize {
-        self.cache_bytes
+        self.cache.bytes()
     }
 
     /// Ends the log; returns everyone who waits.
@@ -359,79 +333,5 @@ impl Core {
         self.queue_bytes = 0;
         self.phase = Phase::Ended(why);
         waiting
-    }
-
-    /// Takes a record found by recovery. A state at the head of a later segment repeats what is known already.
-    pub(super) fn replay(&mut self, group: u64, record: Record, payload: usize, location: Location) {
-        let known = self.logged.contains_key(&group);
-        note_logged(&mut self.logged, group, &record);
-        let log = self.groups.entry(group).or_default();
-        match record {
-            Record::Entry { kind, point } => {
-                self.stamp += 1;
-                let slot = Slot {
-                    term: point.term,
-                    kind,
-                    len: payload,
-                    stamp: self.stamp,
-                    location: Some(location),
-                    cached: None,
-                };
-                log.replay(point.index, slot);
-            }
-            Record::Vote(vote) => log.vote = Some(vote),
-            Record::TruncateFrom(from) => drop(log.truncate_from(from)),
-            Record::Purge(point) => drop(log.purge(point)),
-            Record::State(state) if !known => {
-                (log.vote, log.purged, log.base) = (state.vote, state.purged, state.base);
-            }
-            Record::State(_) => {}
-            Record::Remove => drop(self.groups.remove(&group)),
-        }
-    }
-
-    /// Ends recovery: counts what is live and names a group whose log has a hole.
-    pub(super) fn recovered(&mut self) -> Result<(), u64> {
-        self.durable_stamp = self.stamp;
-        let mut live: HashMap<u64, u64> = HashMap::new();
-        for (group, log) in &self.groups {
-            if log.hole.is_some() {
-                return Err(*group);
-            }
-            for location in log.slots.iter().filter_map(|s| s.location) {
-                *live.entry(location.segment).or_default() += 1;
-            }
-        }
-        for segment in &mut self.segments {
-            segment.live = live.get(&segment.number).copied().unwrap_or(0);
-        }
-        Ok(())
-    }
-}
-
-/// Keeps the state that the next segment's head must say.
-fn note_logged(logged: &mut BTreeMap<u64, GroupState>, group: u64, record: &Record) {
-    if matches!(record, Record::Remove) {
-        logged.remove(&group);
-        return;
-    }
-    let known = logged.contains_key(&group);
-    let state = logged.entry(group).or_default();
-    match record {
-        Record::Entry { point, .. } => {
-            state.base.get_or_insert(point.index);
-        }
-        Record::Vote(vote) => state.vote = Some(*vote),
-        Record::TruncateFrom(from) => {
-            if state.purged.is_none() && state.base.is_some_and(|b| *from <= b) {
-                state.base = None;
-            }
-        }
-        Record::Purge(point) if state.purged.is_none_or(|p| p.index < point.index) => {
-            state.purged = Some(*point);
-            state.base = Some(point.index + 1).max(state.base.filter(|b| *b > point.index));
-        }
-        Record::State(found) if !known => *state = *found,
-        Record::Purge(_) | Record::State(_) | Record::Remove => {}
     }
 }

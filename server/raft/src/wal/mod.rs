@@ -9,30 +9,34 @@
 //! for more. Invariants: a callback is called with `Ok` only after its records and all records queued before them are
 //! durable; a failed or short write ends the log for good ([`Wal::ended`]) and every later call fails; a full disk ends
 //! nothing: the log waits for space and refuses by [`Wal::admit`] before it is needed; memory is bounded by the limits
-//! named `WAL_*`. Files: `core` is the state, `writer` the task, `recovery` the start, `segments` the files, `format`
-//! the bytes, `read` the way back. Deliberately absent: moving live entries out of old segments; the owner checkpoints
-//! and purges the groups that [`Wal::pressure`] names.
+//! named `WAL_*`. Files: `core` is the state, `writer` the task, `segments` the files, `format` the bytes, `read` the way
+//! back, `replay` and `recovery` the start. Deliberately absent: moving live entries out of old segments; the owner
+//! checkpoints and purges the groups that [`Wal::pressure`] names.
 
+mod cache;
 mod core;
 mod error;
 mod format;
 mod group;
 mod read;
 mod recovery;
+mod replay;
 mod segments;
 mod stats;
 #[cfg(test)]
 mod tests;
+mod view;
 mod writer;
 
 pub use error::{Place, WalError, WalErrorKind};
 pub use format::{EntryKind, LogPoint, SavedVote};
 pub use stats::WalStats;
+pub use view::{GroupView, WalOptions, WalPressure};
 
 use self::core::{Core, Phase};
 use bytes::Bytes;
-use ogee_common::limits::{WAL_CACHE_BYTES, WAL_ENTRY_BYTES_MAX, WAL_QUEUE_BYTES_MAX, WAL_SEGMENT_BYTES, WAL_SPARE_SEGMENTS};
-use ogee_disk::{ALIGN, DataDir, LogEngine};
+use ogee_common::limits::{WAL_ENTRY_BYTES_MAX, WAL_QUEUE_BYTES_MAX};
+use ogee_disk::{ALIGN, DataDir};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Notify, watch};
@@ -60,60 +64,6 @@ impl LogEntry {
     pub const fn point(&self) -> LogPoint {
         LogPoint { term: self.term, index: self.index }
     }
-}
-
-/// Sizes of a log. The default is right for a chunkserver.
-#[derive(Debug, Clone)]
-pub struct WalOptions {
-    /// Bytes of a new segment, a multiple of 4 KiB and at least 64 KiB. Entries may be half as large.
-    pub segment_bytes: u64,
-    /// Payload bytes of recent entries kept in memory.
-    pub cache_bytes: usize,
-    /// Freed segments kept for reuse.
-    pub spare_segments: usize,
-    /// How writes reach the disk.
-    pub engine: LogEngine,
-}
-
-impl Default for WalOptions {
-    fn default() -> Self {
-        Self {
-            segment_bytes: WAL_SEGMENT_BYTES,
-            cache_bytes: WAL_CACHE_BYTES,
-            spare_segments: WAL_SPARE_SEGMENTS,
-            engine: LogEngine::Auto,
-        }
-    }
-}
-
-/// The stored state of a group, without its entries.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct GroupView {
-    /// Last vote saved.
-    pub vote: Option<SavedVote>,
-    /// Last entry purged.
-    pub purged: Option<LogPoint>,
-    /// Last entry, or what was purged last.
-    pub last: Option<LogPoint>,
-}
-
-/// How full the log is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct WalPressure {
-    /// Segments that hold live entries or are being written.
-    pub segments: usize,
-    /// Their bytes.
-    pub bytes: u64,
-    /// Bytes that can be written without allocating on the disk: the rest of the tail, the prepared and the freed segments.
-    pub room_bytes: u64,
-    /// Groups with a live entry in the oldest segment: purging them frees it.
-    pub oldest_groups: Vec<u64>,
-    /// Payload bytes waiting for the writer.
-    pub queued_bytes: usize,
-    /// Payload bytes in the cache.
-    pub cached_bytes: usize,
-    /// The disk was full when the log last tried to grow.
-    pub no_space: bool,
 }
 
 /// What the handles and the writer share.
