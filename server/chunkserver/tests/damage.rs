@@ -113,6 +113,34 @@ fn replay_accepts_newer_files_and_only_them() {
     });
 }
 
+/// However far the process went beyond its checkpoint, and however the replay is cut up by further crashes, what it wrote is
+/// below the horizon that is found afterwards.
+#[test]
+fn the_horizon_covers_whatever_was_applied() {
+    run(async {
+        let mut replica = with_pages().await;
+        replica.checkpoint().await;
+        let far = 4 * tiny().horizon_entries;
+        for i in 0..far {
+            replica.apply(&write(1, 8192 + 512 * u32::try_from(i % 8).expect("small"), vec![1; 512])).await;
+        }
+        let last = write(1, 512, vec![9; 512]);
+        replica.apply(&last).await;
+        replica.kill().await;
+        // A part of the replay, a checkpoint, and the next crash.
+        replica.apply(&write(1, 8192, vec![1; 512])).await;
+        replica.checkpoint().await;
+        replica.kill().await;
+        for i in 1..far {
+            replica.apply(&write(1, 8192 + 512 * u32::try_from(i % 8).expect("small"), vec![1; 512])).await;
+        }
+        replica.apply(&last).await;
+        assert_eq!(replica.read_at(1, 512, 512).await.expect("replayed"), [9; 512]);
+        assert_eq!(replica.read_at(1, 8192, 4096).await.expect("replayed"), [1; 4096]);
+        assert_eq!(replica.read_at(1, 0, 512).await.expect("replayed"), [7; 512]);
+    });
+}
+
 #[test]
 fn above_the_horizon_every_page_is_verified() {
     run(async {

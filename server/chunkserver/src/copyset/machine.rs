@@ -56,11 +56,7 @@ impl CopysetMachine {
         let Ok(command) = Command::decode(command) else {
             return Ok(Refusal::BadRequest.reply().into());
         };
-        let refused = match self.admit(&command, pos) {
-            Ok(()) => None,
-            Err(refusal) => Some(refusal),
-        };
-        if let Some(refusal) = refused {
+        if let Err(refusal) = self.admit(&command, pos) {
             return Ok(refusal.reply().into());
         }
         match command {

@@ -43,7 +43,7 @@ pub fn tiny() -> StoreTuning {
         row_cache_rows: 3,
         open_files: 2,
         writeback_bytes: 64 << 10,
-        horizon_entries: 10,
+        horizon_entries: 3,
         no_space_pause: Duration::from_millis(1),
         ..StoreTuning::default()
     }
@@ -151,6 +151,9 @@ impl Replica {
 
     /// Reads every view of the world and compares it with the oracle.
     pub async fn check(&self, world: &World) {
+        for version in self.store().versions() {
+            assert!(!world.layers[&version.at.layer.0].gone, "{version:?} of a deleted layer");
+        }
         for (layer, seq) in world.views() {
             for chunk in 0..CHUNKS {
                 let expected = world.view(layer, chunk, seq);

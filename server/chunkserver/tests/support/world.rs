@@ -272,9 +272,14 @@ impl World {
             return;
         }
         let seq = rng.pick(&free);
-        let after = layer.needed.range(..seq).next_back().copied().unwrap_or(0);
+        // Now and then one order covers several snapshots.
+        let mut dropped = vec![seq];
+        dropped.extend(layer.needed.range(..seq).rev().take_while(|s| free.contains(s) && rng.chance(2)));
+        let lowest = *dropped.last().expect("at least one");
+        let after = layer.needed.range(..lowest).next_back().copied().unwrap_or(0);
         let next = layer.needed.range(seq + 1..).next().copied().unwrap_or(layer.seq);
-        self.layers.get_mut(&id).expect("a layer").needed.remove(&seq);
+        let needed = &mut self.layers.get_mut(&id).expect("a layer").needed;
+        dropped.iter().for_each(|s| assert!(needed.remove(s)));
         let head = DropVersionHead {
             layer: LayerId(id),
             after: VolumeSeq(after),
@@ -305,11 +310,11 @@ impl World {
         match rng.below(40) {
             0..=17 => self.write(id, rng),
             18..=24 => self.zero(id, rng),
-            25..=28 => {
+            25..=27 => {
                 self.snapshot(id);
             }
-            29..=31 => self.clone_volume(id),
-            32..=34 => self.drop_version(id, rng),
+            28..=30 => self.clone_volume(id),
+            31..=34 => self.drop_version(id, rng),
             35 => self.drop_layer(id),
             36 => self.open(id),
             37 => self.append(EntryKind::Blank, Status::Ok),
