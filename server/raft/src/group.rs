@@ -1,221 +1,29 @@
 //! One replica of one group: proposals, reads, checkpoints, administration.
 //!
-//! [`RaftGroup`] is what the owner holds; [`Replica`] is the same for the rest of this crate. Invariants: proposals enter
-//! the log in the order of the calls of [`RaftGroup::propose`]; an error other than `Unknown` and `Stopped` says that
-//! nothing was proposed; a read barrier succeeds only in a term whose first entry is applied here, within the lease.
+//! [`RaftGroup`] is what the owner holds. Invariants: proposals enter the log in the order of the calls of
+//! [`RaftGroup::propose`]; an error other than `Unknown` and `Stopped` says that nothing was proposed.
 
-use crate::alias::{LogId, Vote};
-use crate::api::{FetchHandler, LeaderHint, Members, Proposed, RaftError};
-use crate::links::Links;
-use crate::machine::{Machine, MachineAdapter};
+use crate::api::{LeaderHint, Members, Proposed, RaftError};
+use crate::budget::Spent;
 use crate::poll_once;
+use crate::replica::{LeaseRead, Replica};
 use crate::state::{GroupState, GroupStatus, InitializeError, MembershipError};
-use crate::ticker::{ElectionTimer, Tick};
-use crate::tuning::RaftTuning;
 use crate::types::{Command, PeerNode, TypeConfig};
-use crate::wal::{Wal, WalErrorKind};
+use crate::wal::WalErrorKind;
 use bytes::Bytes;
-use ogee_common::clock::Instant;
+use ogee_common::clock;
 use ogee_common::id::{ReplicaId, Term};
-use ogee_common::limits::{RAFT_COMMAND_BYTES_MAX, RAFT_PROPOSAL_BYTES_MAX, RAFT_PROPOSALS_MAX};
-use openraft::type_config::alias::WatchReceiverOf;
+use ogee_common::limits::RAFT_COMMAND_BYTES_MAX;
 use openraft::async_runtime::WatchReceiver as _;
-use openraft::errors::{ClientWriteError, ForwardReason, ForwardToLeader, InitializeError as NotInitialized};
+use openraft::errors::{ClientWriteError, InitializeError as NotInitialized};
 use openraft::impls::ProgressResponder;
 use openraft::raft::ClientWriteResult;
-use openraft::{ChangeMembers, Raft, RaftMetrics, ServerState};
+use openraft::{ChangeMembers, ServerState};
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::{Future, IntoFuture};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use tokio::sync::watch;
-
-/// Everything of one replica.
-pub(crate) struct Replica {
-    pub(crate) group: u64,
-    pub(crate) id: ReplicaId,
-    pub(crate) raft: Raft<TypeConfig, MachineAdapter>,
-    pub(crate) machine: Arc<Machine>,
-    pub(crate) fetch: Arc<dyn FetchHandler>,
-    pub(crate) links: Arc<Links>,
-    pub(crate) wal: Wal,
-    pub(crate) tuning: RaftTuning,
-    pub(crate) metrics: WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>,
-    pub(crate) state: watch::Receiver<GroupState>,
-    pub(crate) timer: ElectionTimer,
-    /// Before this time no vote is given: one may have been promised to a leader before the restart.
-    pub(crate) votes_from: Instant,
-    pub(crate) installing: AtomicBool,
-    /// The last term in which the lead was handed over: its lease is void for reads from then on.
-    pub(crate) handed_over: AtomicU64,
-    pub(crate) budget: Arc<Budget>,
-    pub(crate) checkpointing: tokio::sync::Mutex<()>,
-}
-
-impl Replica {
-    /// The vote of this replica, as far as it is durable.
-    pub(crate) fn vote(&self) -> Vote {
-        self.metrics.borrow_watched().vote
-    }
-
-    /// The last entry known to be committed.
-    pub(crate) fn committed(&self) -> Option<LogId> {
-        self.metrics.borrow_watched().local_committed
-    }
-
-    /// An AppendEntries of a leader with `vote` arrived.
-    pub(crate) fn heard(&self, vote: &Vote) {
-        if vote.leader_id.term >= self.metrics.borrow_watched().current_term {
-            self.timer.heard();
-        }
-    }
-
-    /// Looks at this replica's timers.
-    pub(crate) fn tick(&self, tick: Tick) {
-        let state = self.metrics.borrow_watched().state;
-        match state {
-            ServerState::Leader if tick.beat => {
-                self.timer.heard();
-                // Not ready: the core is so busy that it needs no heartbeat to show that it lives.
-                let _ = poll_once::ready(self.raft.trigger().heartbeat());
-            }
-            ServerState::Follower | ServerState::Candidate => {
-                if !tick.stood_still && self.timer.due(tick.now) {
-                    let _ = poll_once::ready(self.raft.trigger().elect(true));
-                }
-            }
-            _ => {}
-        }
-    }
-
-    /// Connections from or to `process` ended: if it leads this group, votes are asked for when its lease ends.
-    pub(crate) fn process_lost(&self, process: u32) {
-        let metrics = self.metrics.borrow_watched();
-        let Some(leader) = metrics.current_leader.filter(|id| *id != self.id.0) else { return };
-        if metrics.membership_config.get_node(&leader).is_none_or(|node| node.process != process) {
-            return;
-        }
-        // Each group starts at another of its remaining voters, so that not one process gets the lead of all.
-        let mut voters: Vec<u64> = metrics.membership_config.voter_ids().filter(|id| *id != leader).collect();
-        drop(metrics);
-        voters.sort_unstable();
-        let count = voters.len() as u64;
-        if let Some(mine) = voters.iter().position(|id| *id == self.id.0) {
-            let rank = (mine as u64 + count - self.group % count) % count;
-            self.timer.suspect(u32::try_from(rank).unwrap_or(u32::MAX));
-        }
-    }
-
-    fn leader(&self) -> LeaderHint {
-        let metrics = self.metrics.borrow_watched();
-        let node = metrics.current_leader.and_then(|id| metrics.membership_config.get_node(&id).copied());
-        LeaderHint { process: node.map_or(0, |n| n.process), term: Term(metrics.current_term) }
-    }
-
-    fn refused(&self, forward: &ForwardToLeader<TypeConfig>) -> RaftError {
-        match forward.reason {
-            ForwardReason::LeaseExpired => RaftError::NoQuorum,
-            ForwardReason::NotLeader | ForwardReason::LeadershipTransfer => {
-                let process = forward.leader_node.map_or(0, |node| node.process);
-                RaftError::NotLeader(LeaderHint { process, ..self.leader() })
-            }
-        }
-    }
-
-    fn proposed(&self, result: ClientWriteResult<TypeConfig>) -> Result<Proposed, RaftError> {
-        match result {
-            Ok(done) => Ok(Proposed { pos: crate::alias::pos_of(&done.log_id), reply: done.data.0 }),
-            Err(ClientWriteError::ForwardToLeader(forward)) => Err(self.refused(&forward)),
-            Err(ClientWriteError::LogEntryDiscarded(_)) => Err(RaftError::Unknown),
-            // Answers to changes of the membership, not to commands.
-            Err(ClientWriteError::ChangeMembershipError(_) | ClientWriteError::PreconditionFailed(_)) => {
-                Err(RaftError::Unknown)
-            }
-        }
-    }
-
-    /// The read lease by what this replica published last: no message to the core, no other task.
-    fn lease_read(&self) -> LeaseRead {
-        let metrics = self.metrics.borrow_watched();
-        if metrics.running_state.is_err() {
-            return LeaseRead::Refused(RaftError::Stopped);
-        }
-        if metrics.state != ServerState::Leader {
-            drop(metrics);
-            return LeaseRead::Refused(RaftError::NotLeader(self.leader()));
-        }
-        let term = metrics.current_term;
-        // Applied in this term: then everything that earlier leaders acknowledged is applied, and what this one
-        // acknowledged was applied before that. So the state now is linearizable if nobody else can lead now.
-        let caught_up = metrics.last_applied.is_some_and(|id| id.leader_id.term == term);
-        let leased = metrics.last_quorum_acked.is_some_and(|at| openraft::Instant::elapsed(&*at) < self.tuning.read_lease());
-        if caught_up && leased && self.handed_over.load(Ordering::Acquire) != term {
-            LeaseRead::Granted(Term(term))
-        } else {
-            LeaseRead::Ask
-        }
-    }
-
-    /// The same by way of the core: asks the others at once and waits two heartbeats for a majority, then until the
-    /// entries are applied.
-    async fn confirmed_read(&self) -> Result<Term, RaftError> {
-        let lease = self.tuning.lease();
-        let patience = self.tuning.heartbeat * 2;
-        let option = openraft::LinearizerOption::new(Some(self.tuning.read_lease()), true).with_wait_timeout(patience);
-        let linearizer = match self.raft.get_read_linearizer(option).await {
-            Ok(linearizer) => linearizer,
-            Err(openraft::errors::RaftError::Fatal(_)) => return Err(RaftError::Stopped),
-            Err(openraft::errors::RaftError::APIError(refusal)) => {
-                use openraft::errors::LinearizableReadError as Refusal;
-                return Err(match refusal {
-                    Refusal::ForwardToLeader(forward) => self.refused(&forward),
-                    Refusal::QuorumNotEnough(_) => RaftError::NoQuorum,
-                });
-            }
-        };
-        let term = Term(linearizer.read_log_id().committed_leader_id().term);
-        match linearizer.try_await_ready(&self.raft, Some(2 * lease)).await {
-            Ok(Ok(_)) => Ok(term),
-            Ok(Err(_)) => Err(RaftError::NoQuorum),
-            Err(_) => Err(RaftError::Stopped),
-        }
-    }
-}
-
-enum LeaseRead {
-    Granted(Term),
-    Refused(RaftError),
-    Ask,
-}
-
-/// What is proposed and not yet answered, bounded.
-#[derive(Debug, Default)]
-pub(crate) struct Budget {
-    requests: AtomicUsize,
-    bytes: AtomicUsize,
-}
-
-impl Budget {
-    fn take(self: &Arc<Self>, bytes: usize) -> Option<Spent> {
-        let spent = Spent { budget: self.clone(), bytes };
-        let requests = self.requests.fetch_add(1, Ordering::AcqRel) + 1;
-        let bytes = self.bytes.fetch_add(bytes, Ordering::AcqRel) + bytes;
-        (requests <= RAFT_PROPOSALS_MAX && bytes <= RAFT_PROPOSAL_BYTES_MAX).then_some(spent)
-    }
-}
-
-/// A part of a [`Budget`]; given back when dropped.
-struct Spent {
-    budget: Arc<Budget>,
-    bytes: usize,
-}
-
-impl Drop for Spent {
-    fn drop(&mut self) {
-        self.budget.requests.fetch_sub(1, Ordering::AcqRel);
-        self.budget.bytes.fetch_sub(self.bytes, Ordering::AcqRel);
-    }
-}
 
 /// One replica of one group. Clones are the same replica.
 #[derive(Clone)]
@@ -259,7 +67,8 @@ impl RaftGroup {
 
     /// Proposes a command. It is queued at the call, in the order of calls, not when the future is first polled; the
     /// future ends when the command is applied here. Dropping it abandons the answer, not the command. With
-    /// `expected_term` the command is proposed only if this replica leads in that term.
+    /// `expected_term` the command is proposed only if this replica leads in that term. While a majority cannot be
+    /// reached, what was queued before that stays open: the caller has its own timeout.
     ///
     /// # Errors
     /// [`RaftError`]. After `Unknown` the command may still be applied.
@@ -309,8 +118,7 @@ impl RaftGroup {
     }
 
     fn is_stopped(&self) -> bool {
-        self.0.metrics.borrow_watched().running_state.is_err()
-            || self.0.state.borrow().status != GroupStatus::Running
+        self.0.metrics.borrow_watched().running_state.is_err() || self.0.state.borrow().status != GroupStatus::Running
     }
 
     /// Waits until the applied state is linearizable for a read that starts now, and returns the term of the lead.
@@ -356,7 +164,7 @@ impl RaftGroup {
     /// State changes: leader, term, status.
     #[must_use]
     pub fn state(&self) -> watch::Receiver<GroupState> {
-        self.0.state.clone()
+        self.0.state.subscribe()
     }
 
     /// Makes everything applied durable in the state machine and purges the log up to there, except for a tail
@@ -371,7 +179,7 @@ impl RaftGroup {
         let mut ended = replica.machine.checkpoints();
         let before = *ended.borrow_and_update();
         replica.raft.trigger().snapshot().await.map_err(|_| RaftError::Stopped)?;
-        let mut state = replica.state.clone();
+        let mut state = replica.state.subscribe();
         tokio::select! {
             _ = ended.wait_for(|n| *n > before) => {}
             _ = state.wait_for(|s| s.status != GroupStatus::Running) => return Err(RaftError::Stopped),
@@ -402,8 +210,12 @@ impl RaftGroup {
         }
     }
 
-    /// Asks for votes now, if no leader's lease runs.
+    /// Asks for votes now, if no leader's lease runs. Does nothing within a lease of a restart, while a leader may still
+    /// rely on what this replica promised before it.
     pub async fn elect(&self) {
+        if clock::now() < self.0.votes_from {
+            return;
+        }
         // An error means that the replica has stopped.
         let _ = self.0.raft.trigger().elect(true).await;
     }
@@ -432,7 +244,7 @@ impl RaftGroup {
     /// [`MembershipError`].
     pub async fn add_learner(&self, replica: ReplicaId, process: u32) -> Result<(), MembershipError> {
         let result = self.0.raft.add_learner(replica.0, PeerNode { process }, false).await;
-        self.changed(result.map(|_| ()))
+        self.changed(result.err())
     }
 
     /// Makes exactly `voters` the voters, all of them members already; others leave the group. Returns when the change
@@ -443,23 +255,25 @@ impl RaftGroup {
     pub async fn change_voters(&self, voters: BTreeSet<ReplicaId>) -> Result<(), MembershipError> {
         let ids: BTreeSet<u64> = voters.into_iter().map(|r| r.0).collect();
         let result = self.0.raft.change_membership(ChangeMembers::ReplaceAllVoters(ids), false).await;
-        self.changed(result.map(|_| ()))
+        self.changed(result.err())
     }
 
     fn changed(
         &self,
-        result: Result<(), openraft::errors::RaftError<TypeConfig, ClientWriteError<TypeConfig>>>,
+        error: Option<openraft::errors::RaftError<TypeConfig, ClientWriteError<TypeConfig>>>,
     ) -> Result<(), MembershipError> {
         use openraft::errors::RaftError as E;
-        match result {
-            Ok(()) => Ok(()),
-            Err(E::Fatal(_)) => Err(MembershipError::Stopped),
-            Err(E::APIError(ClientWriteError::ForwardToLeader(_))) => Err(MembershipError::NotLeader(self.leader())),
-            Err(E::APIError(ClientWriteError::LogEntryDiscarded(_))) => Err(MembershipError::Unknown),
-            Err(E::APIError(ClientWriteError::ChangeMembershipError(_) | ClientWriteError::PreconditionFailed(_))) => {
-                Err(MembershipError::Refused)
-            }
-        }
+        Err(match error {
+            None => return Ok(()),
+            Some(E::Fatal(_)) => MembershipError::Stopped,
+            Some(E::APIError(refusal)) => match refusal {
+                ClientWriteError::ForwardToLeader(_) => MembershipError::NotLeader(self.leader()),
+                ClientWriteError::LogEntryDiscarded(_) => MembershipError::Unknown,
+                ClientWriteError::ChangeMembershipError(_) | ClientWriteError::PreconditionFailed(_) => {
+                    MembershipError::Refused
+                }
+            },
+        })
     }
 
     /// Stops the replica. Its log and state machine stay as they are; [`crate::RaftProcess::close_group`] also forgets it.

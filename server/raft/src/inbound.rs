@@ -6,9 +6,10 @@
 //! while a leader may still rely on what it promised before.
 
 use crate::alias::AppendRequest;
+use crate::api::MANIFEST_BYTES_MAX;
 use crate::codec;
-use crate::group::Replica;
 use crate::poll_once;
+use crate::replica::Replica;
 use crate::snapshot;
 use bytes::Bytes;
 use ogee_common::clock;
@@ -17,13 +18,7 @@ use ogee_proto::link::Responder;
 use std::sync::Arc;
 
 /// Carries out one request.
-pub(crate) fn dispatch(
-    replica: &Arc<Replica>,
-    opcode: Opcode,
-    head: RaftHead,
-    payload: Bytes,
-    responder: Responder,
-) {
+pub(crate) fn dispatch(replica: &Arc<Replica>, opcode: Opcode, head: RaftHead, payload: Bytes, responder: Responder) {
     if head.target != replica.id.0 {
         return responder.status(Status::UnknownCopyset);
     }
@@ -116,6 +111,10 @@ fn fetch(replica: &Arc<Replica>, request: Bytes, responder: Responder) {
     let replica = replica.clone();
     tokio::spawn(async move {
         match replica.fetch.fetch(request).await {
+            Ok(part) if part.len() > MANIFEST_BYTES_MAX => {
+                tracing::error!(target: "controlpath", group = replica.group, bytes = part.len(), "part is too long");
+                responder.status(Status::BadRequest);
+            }
             Ok(part) => responder.send(Status::Ok, &codec::encode_fetch_reply(&part), part),
             Err(error) => {
                 let group = replica.group;

@@ -10,6 +10,7 @@
 mod alias;
 pub mod api;
 mod append_stream;
+mod budget;
 mod codec;
 mod group;
 mod inbound;
@@ -20,8 +21,10 @@ mod network;
 mod poll_once;
 mod process;
 mod repair;
+mod replica;
 mod snapshot;
 mod state;
+mod tail;
 mod ticker;
 mod tuning;
 pub mod types;

@@ -10,15 +10,15 @@ use crate::alias::{Entry, LogId, SnapshotMeta, StoredMembership, log_id_at, pos_
 use crate::api::{Applied, ApplyEntry, EntryKind, RaftSnapshot, StateMachine, StateMachineError};
 use crate::codec::{self, CodecError};
 use crate::snapshot::FetchSource;
+use crate::tail::Tail;
 use crate::types::{Reply, TypeConfig};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::{Stream, StreamExt};
 use ogee_common::limits::RAFT_APPLY_ENTRIES_MAX;
-use openraft::type_config::alias::{SnapshotMetaOf, SnapshotOf};
 use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine};
+use openraft::type_config::alias::{SnapshotMetaOf, SnapshotOf};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder, Snapshot};
-use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use tokio::sync::{Mutex, watch};
@@ -313,64 +313,5 @@ impl RaftSnapshotBuilder<TypeConfig> for Checkpointer {
         let result = self.0.checkpoint().await;
         self.0.checkpoints.send_modify(|n| *n += 1);
         Ok(Snapshot { meta: result?, snapshot: SnapshotMarker })
-    }
-}
-
-/// How many command bytes lie up to which index, coarsely: one mark per batch.
-#[derive(Debug, Default)]
-struct Tail {
-    /// Index, and bytes of all commands up to it.
-    marks: VecDeque<(u64, u64)>,
-    total: u64,
-}
-
-/// Marks kept; the oldest are merged away.
-const MARKS_MAX: usize = 4096;
-
-impl Tail {
-    fn note(&mut self, index: u64, bytes: u64) {
-        self.total += bytes;
-        self.marks.push_back((index, self.total));
-        if self.marks.len() > MARKS_MAX {
-            self.marks.pop_front();
-        }
-    }
-
-    /// The first mark with at most `bytes` bytes between it and `checkpoint`.
-    fn beyond(&self, checkpoint: u64, bytes: u64) -> Option<u64> {
-        let end = self.marks.iter().rev().find(|(index, _)| *index <= checkpoint)?.1;
-        let oldest = self.marks.front()?;
-        // Nothing older is known: what the marks hold may be kept as a whole.
-        if end - oldest.1 <= bytes {
-            return None;
-        }
-        self.marks.iter().find(|(_, total)| end.saturating_sub(*total) <= bytes).map(|(index, _)| *index.min(&checkpoint))
-    }
-
-    fn forget(&mut self, upto: u64) {
-        while self.marks.front().is_some_and(|(index, _)| *index < upto) {
-            self.marks.pop_front();
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_tail_ends_where_its_bytes_are_used_up() {
-        let mut tail = Tail::default();
-        assert_eq!(tail.beyond(10, 0), None);
-        for index in 1..=10 {
-            tail.note(index, 100);
-        }
-        assert_eq!(tail.beyond(10, 900), None, "all that is known fits");
-        assert_eq!(tail.beyond(10, 300), Some(7));
-        assert_eq!(tail.beyond(8, 300), Some(5), "counted back from the checkpoint, not from the end");
-        assert_eq!(tail.beyond(10, 0), Some(10));
-        tail.forget(7);
-        assert_eq!(tail.beyond(10, 300), None);
-        assert_eq!(tail.beyond(10, 299), Some(8));
     }
 }

@@ -7,6 +7,7 @@
 use crate::alias::{
     AppendRequest, AppendResponse, RpcError, TransferRequest, TransferResponse, Vote, VoteRequest, VoteResponse,
 };
+use crate::api::MANIFEST_BYTES_MAX;
 use crate::append_stream::AppendStream;
 use crate::codec::{self, CodecError, SnapshotHead};
 use crate::links::{Links, LiveLink};
@@ -16,11 +17,11 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use ogee_proto::data::{Frame, Opcode, RaftHead, Status};
 use ogee_proto::link::LinkError;
-use openraft::type_config::alias::SnapshotOf;
 use openraft::base::{BoxFuture, BoxStream};
 use openraft::errors::{ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::RPCOption;
 use openraft::raft::{SnapshotResponse, StreamAppendResult};
+use openraft::type_config::alias::SnapshotOf;
 use openraft::{OptionalSend, RaftNetworkFactory, RaftNetworkV2, StorageError};
 use smallvec::SmallVec;
 use std::future::Future;
@@ -36,6 +37,14 @@ pub(crate) enum PeerRefused {
         target: u64,
         /// Its answer.
         status: Status,
+    },
+    /// The manifest does not fit a frame.
+    #[error("the manifest for replica {target} has {bytes} bytes")]
+    ManifestTooLong {
+        /// The replica that was to get it.
+        target: u64,
+        /// Its length.
+        bytes: usize,
     },
     /// openraft's stream of answers ended without one.
     #[error("replica {0} gave no answer")]
@@ -186,24 +195,24 @@ impl PeerClient {
     /// Sends a fresh manifest and waits, maybe for hours, until it is installed. openraft's snapshot is only a marker:
     /// by the time it is sent the state machine may have a later one.
     async fn send_snapshot(&self, vote: Vote) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
-        let snapshot = self.machine.snapshot().await.map_err(|e| StorageError::from_io_error(
-            openraft::ErrorSubject::StateMachine,
-            openraft::ErrorVerb::Read,
-            e,
-        ))?;
-        let head = SnapshotHead {
-            vote,
-            sender_process: self.call.links.process(),
-            sender_replica: self.call.replica,
-        };
+        let snapshot = self.machine.snapshot().await.map_err(|e| {
+            StorageError::from_io_error(openraft::ErrorSubject::StateMachine, openraft::ErrorVerb::Read, e)
+        })?;
+        let head = SnapshotHead { vote, sender_process: self.call.links.process(), sender_replica: self.call.replica };
         let Some(message) = head.encode(&snapshot) else {
             return Err(ReplicationClosed::new("the state machine has nothing to send").into());
         };
+        let bytes = snapshot.manifest.len();
+        if bytes > MANIFEST_BYTES_MAX {
+            let error = PeerRefused::ManifestTooLong { target: self.call.target, bytes };
+            tracing::error!(target: "controlpath", group = self.call.group, %error, "cannot send raft snapshot");
+            return Err(unreachable(&error).into());
+        }
         tracing::info!(
             target: "controlpath",
             group = self.call.group,
             to = self.call.target,
-            manifest_bytes = snapshot.manifest.len(),
+            manifest_bytes = bytes,
             "sending raft snapshot"
         );
         let live = self.call.acquire().await?;

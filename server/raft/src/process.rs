@@ -5,7 +5,8 @@
 //! ticked until it is closed; a lost connection reaches every group whose leader it concerns.
 
 use crate::api::{AddressBook, FetchHandler, StateMachine};
-use crate::group::{Budget, RaftGroup, Replica};
+use crate::budget::Budget;
+use crate::group::RaftGroup;
 use crate::inbound;
 use crate::links::{Identity, LinkEvents, Links};
 use crate::log_store::LogStore;
@@ -13,19 +14,22 @@ use crate::machine::{Machine, MachineAdapter, MachineFault};
 use crate::network::GroupNetwork;
 use crate::poll_once;
 use crate::repair::{self, RepairError};
-use crate::state::GroupState;
+use crate::replica::Replica;
+use crate::state::{Cause, GroupFailure, GroupState, GroupStatus};
 use crate::ticker::{self, ElectionTimer, Started};
 use crate::tuning::{RaftTuning, TuningError};
 use crate::types::TypeConfig;
-use crate::wal::{Wal, WalError};
+use crate::wal::{Wal, WalError, WalErrorKind};
 use ogee_common::clock;
 use ogee_common::id::ReplicaId;
 use ogee_proto::data::{Frame, Opcode, RaftHead, Role, Status};
 use ogee_proto::link::{Handler, Responder};
 use openraft::async_runtime::WatchReceiver as _;
 use openraft::errors::Fatal;
+use openraft::metrics::RaftServerMetrics;
 use openraft::storage::RaftLogStorage as _;
-use openraft::{ConfigError, Raft, RaftLogReader as _};
+use openraft::type_config::alias::WatchReceiverOf;
+use openraft::{ConfigError, Raft, RaftLogReader as _, RaftMetrics};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, PoisonError, RwLock, Weak};
@@ -104,6 +108,7 @@ impl RaftProcess {
         if tuning.validate().is_ok() {
             tokio::spawn(ticker::run(Arc::downgrade(&this), tuning));
         }
+        tokio::spawn(watch_log(this.wal.ended(), Arc::downgrade(&this)));
         this
     }
 
@@ -151,11 +156,13 @@ impl RaftProcess {
             .await
             .map_err(|e: Fatal<TypeConfig>| OpenError::load(group, e))?;
         let now = clock::now();
+        let state = watch::Sender::new(GroupState::starting());
+        tokio::spawn(publish_state(raft.server_metrics(), raft.metrics(), state.clone()));
         Ok(Replica {
             group,
             id,
             metrics: raft.metrics(),
-            state: publish_state(&raft),
+            state,
             raft,
             machine,
             fetch,
@@ -172,6 +179,7 @@ impl RaftProcess {
     }
 
     /// Carries out one Raft or fetch request. To be called in the order of arrival, on the connection's task.
+    #[allow(clippy::needless_pass_by_value)] // a handler owns its frame
     pub fn handle(&self, frame: Frame, responder: Responder) {
         let opcode = frame.header.opcode;
         let head = frame.body.slice(..frame.head().len());
@@ -292,23 +300,46 @@ impl Drop for Place {
     }
 }
 
-/// Publishes what changes rarely, from a task that ends with the replica's core.
-fn publish_state(raft: &Raft<TypeConfig, MachineAdapter>) -> watch::Receiver<GroupState> {
-    let (sender, receiver) = watch::channel(GroupState::starting());
-    let (mut server, all) = (raft.server_metrics(), raft.metrics());
-    tokio::spawn(async move {
-        loop {
-            let state = GroupState::of(&server.borrow_and_update());
-            sender.send_if_modified(|old| std::mem::replace(old, state.clone()) != state);
-            if server.changed().await.is_err() {
-                break;
+/// Publishes what changes rarely; ends with the replica's core.
+async fn publish_state(
+    mut server: WatchReceiverOf<TypeConfig, RaftServerMetrics<TypeConfig>>,
+    all: WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>,
+    publish: watch::Sender<GroupState>,
+) {
+    loop {
+        let fresh = GroupState::of(&server.borrow_and_update());
+        publish.send_if_modified(|known| {
+            let news = known.status == GroupStatus::Running && *known != fresh;
+            if news {
+                *known = fresh;
             }
+            news
+        });
+        if server.changed().await.is_err() {
+            break;
         }
-        let fatal = all.borrow_watched().running_state.clone().err().unwrap_or(Fatal::Panicked);
-        let last = sender.borrow().clone();
-        sender.send_replace(last.stopped(fatal));
-    });
-    receiver
+    }
+    let fatal = all.borrow_watched().running_state.clone().err().unwrap_or(Fatal::Panicked);
+    publish.send_if_modified(|known| known.stop(GroupStatus::of(fatal)));
+}
+
+/// Stops all replicas when the log fails (INV): those that write nothing would not notice, and one that leads would
+/// go on serving reads from a disk that is out.
+async fn watch_log(mut ended: watch::Receiver<Option<WalError>>, process: Weak<RaftProcess>) {
+    let why = match ended.wait_for(Option::is_some).await {
+        Ok(why) => why.clone(),
+        Err(_) => return,
+    };
+    let (Some(why), Some(process)) = (why.filter(|e| e.kind() != WalErrorKind::Closed), process.upgrade()) else {
+        return;
+    };
+    let mut replicas = Vec::new();
+    process.for_each(|replica| replicas.push(replica.clone()));
+    for replica in replicas {
+        let failure = GroupFailure(Cause::Log(why.clone()));
+        replica.state.send_if_modified(|known| known.stop(GroupStatus::Failed(failure)));
+        RaftGroup(replica).shutdown().await;
+    }
 }
 
 /// Serves a connection of another process of the same role: everything on it is Raft.

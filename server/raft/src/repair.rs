@@ -8,7 +8,7 @@
 use crate::alias::LogId;
 use crate::log_store::LogStore;
 use openraft::storage::RaftLogStorage;
-use openraft::{RaftLogReader, LogState};
+use openraft::{LogState, RaftLogReader};
 use std::io;
 
 /// What stands in the way of opening a replica.

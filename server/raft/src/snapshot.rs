@@ -6,12 +6,12 @@
 //! committed, whoever sent it, and is newer than what was there; at most one installation per replica at a time; a
 //! crash between installation and confirmation is mended by [`crate::repair`].
 
-use crate::api::{RaftSnapshot, SnapshotSource, StateMachineError};
 use crate::alias::{SnapshotMeta, log_id_at};
+use crate::api::{RaftSnapshot, SnapshotSource, StateMachineError};
 use crate::codec::{self, SnapshotHead};
-use crate::group::Replica;
 use crate::links::Links;
 use crate::machine::{Installed, MachineFault, SnapshotMarker};
+use crate::replica::Replica;
 use bytes::Bytes;
 use ogee_common::limits::{RAFT_FETCH_REQUEST_BYTES_MAX, RAFT_FETCH_TIMEOUT};
 use ogee_proto::data::{Opcode, RaftHead, Status};

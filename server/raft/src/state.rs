@@ -2,15 +2,36 @@
 
 use crate::api::LeaderHint;
 use crate::types::TypeConfig;
+use crate::wal::WalError;
 use ogee_common::id::Term;
 use openraft::ServerState;
 use openraft::errors::Fatal;
 use openraft::metrics::RaftServerMetrics;
 
 /// Why a replica failed. The chain of sources says what went wrong.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 #[error("the replica failed")]
-pub struct GroupFailure(#[source] pub(crate) Fatal<TypeConfig>);
+pub struct GroupFailure(#[source] pub(crate) Cause);
+
+impl PartialEq for GroupFailure {
+    /// Two failures are the same if people would read the same.
+    fn eq(&self, other: &Self) -> bool {
+        self.0.to_string() == other.0.to_string()
+    }
+}
+
+impl Eq for GroupFailure {}
+
+/// What went wrong.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(crate) enum Cause {
+    /// openraft ended: the state machine failed, or the log under this group, or there is a bug.
+    #[error(transparent)]
+    Raft(Fatal<TypeConfig>),
+    /// The log of the whole process failed, maybe under another group.
+    #[error(transparent)]
+    Log(WalError),
+}
 
 /// Whether a replica runs.
 ///
@@ -26,6 +47,15 @@ pub enum GroupStatus {
     Shutdown,
     /// Its log or its state machine failed. It stays out until the process starts again.
     Failed(GroupFailure),
+}
+
+impl GroupStatus {
+    pub(crate) fn of(fatal: Fatal<TypeConfig>) -> Self {
+        match fatal {
+            Fatal::Stopped => Self::Shutdown,
+            other => Self::Failed(GroupFailure(Cause::Raft(other))),
+        }
+    }
 }
 
 /// What is known of a replica. Changes with leader, term, membership and status, not with each entry.
@@ -54,12 +84,13 @@ impl GroupState {
         Self { leader: LeaderHint { process, term }, is_leader, status: GroupStatus::Running }
     }
 
-    pub(crate) fn stopped(self, fatal: Fatal<TypeConfig>) -> Self {
-        let status = match fatal {
-            Fatal::Stopped => GroupStatus::Shutdown,
-            other => GroupStatus::Failed(GroupFailure(other)),
-        };
-        Self { is_leader: false, leader: LeaderHint { process: 0, ..self.leader }, status }
+    /// Sets the final status, unless there is one.
+    pub(crate) fn stop(&mut self, status: GroupStatus) -> bool {
+        if self.status != GroupStatus::Running {
+            return false;
+        }
+        (self.is_leader, self.leader.process, self.status) = (false, 0, status);
+        true
     }
 }
 

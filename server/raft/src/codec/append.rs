@@ -8,9 +8,7 @@
 //! Indexes are not sent: they follow `prev` without gaps. The reply is one byte: 0 success, 1 conflict at `prev`,
 //! 2 higher vote (vote 17), 3 partial success (option(16)).
 
-use super::reader::{
-    CodecError, Reader, decode_membership, encode_membership, put_len, put_option_log_id, put_vote,
-};
+use super::reader::{CodecError, Reader, decode_membership, encode_membership, put_len, put_option_log_id, put_vote};
 use crate::alias::{AppendRequest, AppendResponse, Entry, LogId};
 use crate::types::Command;
 use bytes::{BufMut, Bytes, BytesMut};
@@ -152,10 +150,7 @@ pub(crate) fn decode_append(message: &[u8], payload: &Bytes) -> Result<AppendReq
     Ok(AppendRequest { vote, prev_log_id, entries, leader_commit })
 }
 
-fn decode_payload(
-    kind: u8,
-    bytes: Bytes,
-) -> Result<EntryPayload<Command, u64, crate::types::PeerNode>, CodecError> {
+fn decode_payload(kind: u8, bytes: Bytes) -> Result<EntryPayload<Command, u64, crate::types::PeerNode>, CodecError> {
     match kind {
         0 if bytes.is_empty() => Ok(EntryPayload::Blank),
         1 => Ok(EntryPayload::Normal(Command(bytes))),

@@ -11,9 +11,7 @@
 //! ```
 
 use super::reader::{CodecError, Reader, decode_stored_membership, put_log_id, put_option_log_id, put_vote};
-use crate::alias::{
-    LogId, TransferRequest, TransferResponse, Vote, VoteRequest, VoteResponse, log_id_at, pos_of,
-};
+use crate::alias::{LogId, TransferRequest, TransferResponse, Vote, VoteRequest, VoteResponse, log_id_at, pos_of};
 use crate::api::{Applied, MANIFEST_BYTES_MAX, RaftSnapshot};
 use bytes::{BufMut, Bytes, BytesMut};
 use ogee_common::checksum::crc32c;

@@ -115,9 +115,8 @@ fn append_survives_the_way_without_copies() {
 #[test]
 fn what_exceeds_a_frame_becomes_several_that_follow_each_other() {
     let big = Bytes::from(vec![1; RAFT_COMMAND_BYTES_MAX]);
-    let entries: Vec<Entry> = (10..17)
-        .map(|i| Entry { log_id: id(3, i), payload: EntryPayload::Normal(Command(big.clone())) })
-        .collect();
+    let entries: Vec<Entry> =
+        (10..17).map(|i| Entry { log_id: id(3, i), payload: EntryPayload::Normal(Command(big.clone())) }).collect();
     let request = AppendRequest {
         vote: Vote::new_committed(3, 1),
         prev_log_id: Some(id(2, 9)),

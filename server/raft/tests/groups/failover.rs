@@ -1,7 +1,7 @@
 //! Loss of processes: what was acknowledged survives, and how long nobody leads.
 
-use bytes::Bytes;
 use crate::cluster::{Cluster, DEADLINE, Setup, now, numbered, wait};
+use bytes::Bytes;
 use ogee_raft::RaftError;
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
 //! Who may serve reads: never two at once with different data.
 
-use bytes::Bytes;
 use crate::cluster::{Cluster, DEADLINE, Setup, now, wait};
+use bytes::Bytes;
 use ogee_raft::RaftError;
 use std::time::Duration;
 

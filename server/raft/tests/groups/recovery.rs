@@ -1,7 +1,7 @@
 //! Restarts from logs and checkpoints, snapshots for those that fell behind, failures of disk and state machine.
 
-use bytes::Bytes;
 use crate::cluster::{Cluster, Setup, numbered, replica, wait};
+use bytes::Bytes;
 use ogee_disk::{DiskOp, Fault, FaultRule};
 use ogee_raft::{GroupStatus, RaftError, RaftTuning};
 use std::sync::atomic::Ordering;
@@ -127,11 +127,13 @@ fn a_new_replica_joins_by_snapshot_and_takes_over() {
     cluster.node(leader).checkpoint(1).expect("checkpoint");
     cluster.boot(4);
     let group = cluster.node(leader).group(1);
-    cluster.node(leader).run({
-        let group = group.clone();
-        async move { group.add_learner(replica(1, 4), 4).await }
-    })
-    .expect("a learner is added");
+    cluster
+        .node(leader)
+        .run({
+            let group = group.clone();
+            async move { group.add_learner(replica(1, 4), 4).await }
+        })
+        .expect("a learner is added");
     wait("the learner to catch up", || cluster.node(4).commands(1).len() == 100);
     assert_eq!(group.learners().len(), 1);
     let gone = (1..=3).find(|p| *p != leader).expect("three");
@@ -157,7 +159,7 @@ fn a_state_machine_that_fails_stops_its_replica_only() {
     let node = cluster.node(victim);
     wait("the replica to stop", || matches!(node.group(1).state().borrow().status, GroupStatus::Failed(_)));
     let chain = match &node.group(1).state().borrow().status {
-        GroupStatus::Failed(failure) => format!("{:?}", failure),
+        GroupStatus::Failed(failure) => format!("{failure:?}"),
         other => panic!("{other:?}"),
     };
     assert!(chain.contains("told to break"), "the reason is kept: {chain}");
@@ -177,10 +179,12 @@ fn a_poisoned_log_stops_the_replicas_of_its_process() {
     cluster.initialize();
     for group in [1, 2] {
         let leader = cluster.leader(group);
-        if leader == 2 {
-            let from = cluster.node(2).group(group);
-            cluster.node(2).run(async move { from.transfer_leader(replica(group, 1)).await });
-            wait("the lead to move", || cluster.node(1).read(group).is_ok());
+        // The idle group is led where the log will fail, the other one elsewhere.
+        let wanted = if group == 1 { 1 } else { 2 };
+        if leader != wanted {
+            let from = cluster.node(leader).group(group);
+            cluster.node(leader).run(async move { from.transfer_leader(replica(group, wanted)).await });
+            wait("the lead to move", || cluster.node(wanted).read(group).is_ok());
         }
     }
     let errno = Fault::Errno(5);
@@ -188,11 +192,13 @@ fn a_poisoned_log_stops_the_replicas_of_its_process() {
         let path_contains = "wal".into();
         cluster.faults.add(FaultRule { op, path_contains, skip: 0, times: u64::MAX, fault: errno });
     }
+    // Only one group writes; the other one must not go on with a log that is out.
+    let leader = cluster.leader_among(1, &[1, 3]);
+    cluster.node(leader).propose(1, b"x", None).expect("two of three");
     for group in [1, 2] {
-        let leader = cluster.leader_among(group, &[1, 3]);
-        cluster.node(leader).propose(group, b"x", None).expect("two of three");
         let stopped = cluster.node(2).group(group);
         wait("the replica to stop", || matches!(stopped.state().borrow().status, GroupStatus::Failed(_)));
+        wait("reads to be refused", || cluster.node(2).read(group) == Err(RaftError::Stopped));
     }
 }
 

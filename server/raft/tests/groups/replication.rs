@@ -1,7 +1,7 @@
 //! Election, replication, order, expected terms and reads of a healthy group.
 
-use bytes::Bytes;
 use crate::cluster::{Cluster, Setup, numbered, wait};
+use bytes::Bytes;
 use futures_util::future::join_all;
 use ogee_common::id::Term;
 use ogee_common::limits::RAFT_COMMAND_BYTES_MAX;

@@ -4,8 +4,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use ogee_common::id::Term;
 use ogee_raft::{
-    Applied, ApplyEntry, EntryKind, FetchHandler, LogPos, RaftSnapshot, SnapshotSource, StateMachine,
-    StateMachineError,
+    Applied, ApplyEntry, EntryKind, FetchHandler, LogPos, RaftSnapshot, SnapshotSource, StateMachine, StateMachineError,
 };
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
