@@ -92,16 +92,6 @@ pub(crate) enum Listed {
     Volume(Box<VolumeInfo>),
 }
 
-impl Listed {
-    /// Its path.
-    pub(crate) fn path(&self) -> &str {
-        match self {
-            Self::Folder(path) => path,
-            Self::Volume(info) => &info.path,
-        }
-    }
-}
-
 /// What to list.
 pub(crate) struct Listing<'a> {
     /// The folder; empty: the root.

@@ -10,9 +10,9 @@ use super::row::{
     VolumeRow,
 };
 use super::tx::Tx;
-use super::{Step, layers};
+use super::{Step, layers, snapshots};
 use crate::refusal::{Refusal, USERS_SHOWN_MAX};
-use ogee_common::id::{AttachEpoch, DirectoryId, LayerId, PoolId, VolumeId, VolumeSeq};
+use ogee_common::id::{AttachEpoch, DirectoryId, LayerId, PoolId, VolumeId, VolumeSeq, VolumeSnapshotId};
 use ogee_common::limits::{PAGE_BYTES, VOLUME_BYTES_MAX, VOLUME_BYTES_MIN};
 
 /// The folder that holds everything; it has no row.
@@ -203,31 +203,31 @@ pub(crate) fn delete(tx: &mut Tx<'_>, path: &str, owner: &str) -> Step<Outcome> 
     if let Some(AttachRow { epoch, description, .. }) = row.attached {
         return Err(Refusal::Attached { by: description, epoch }.into());
     }
-    refuse_used(tx, id)?;
+    for (snapshot, hidden) in unused_snapshots(tx, id)? {
+        snapshots::remove(tx, snapshot, &hidden)?;
+    }
     tx.delete::<EntryRow>(&(row.directory, row.name));
     tx.delete::<VolumeRow>(&id);
     layers::retire_head(tx, row.layer)?;
     Ok(Outcome::Done)
 }
 
-/// Refuses when a visible snapshot exists, or a hidden one with a clone of another volume.
-fn refuse_used(tx: &Tx<'_>, id: VolumeId) -> Step<()> {
-    let (mut names, mut clones, mut after) = (vec![], vec![], None);
-    loop {
-        let page = tx.scan::<SnapshotNameRow>(&id, after.as_ref(), 256)?;
-        for ((_, name), SnapshotNameRow(snapshot)) in &page {
-            let row: SnapshotRow = tx.expect(snapshot)?;
-            if !row.hidden {
-                names.push(name.clone());
-            } else if row.clones > 0 {
-                clones.extend(info::users(tx, &row)?.0);
-            }
-        }
-        match page.last() {
-            Some((key, _)) if names.len() <= USERS_SHOWN_MAX && clones.len() <= USERS_SHOWN_MAX => {
-                after = Some(key.clone());
-            }
-            _ => break,
+/// The hidden snapshots of a volume on which nothing stands. Those that only its own layers stand on go with these.
+///
+/// # Errors
+/// `InUse` when a visible snapshot exists, or a hidden one with a clone.
+fn unused_snapshots(tx: &Tx<'_>, id: VolumeId) -> Step<Vec<(VolumeSnapshotId, SnapshotRow)>> {
+    let (mut names, mut clones, mut unused) = (vec![], vec![], vec![]);
+    let mut cloned = false;
+    for ((_, name), SnapshotNameRow(snapshot)) in tx.scan::<SnapshotNameRow>(&id, None, usize::MAX)? {
+        let row: SnapshotRow = tx.expect(&snapshot)?;
+        cloned |= row.hidden && row.clones > 0;
+        if !row.hidden {
+            names.push(name);
+        } else if row.clones > 0 && clones.len() <= USERS_SHOWN_MAX {
+            clones.extend(info::users(tx, &row)?.0);
+        } else if row.rollbacks == 0 {
+            unused.push((snapshot, row));
         }
     }
     let shown = |mut list: Vec<String>| {
@@ -239,11 +239,11 @@ fn refuse_used(tx: &Tx<'_>, id: VolumeId) -> Step<()> {
         let (names, more) = shown(names);
         return Err(Refusal::HasSnapshots { names, more }.into());
     }
-    if !clones.is_empty() {
+    if cloned {
         let (volumes, more) = shown(clones);
         return Err(Refusal::HasClones { volumes, more }.into());
     }
-    Ok(())
+    Ok(unused)
 }
 
 /// Gives a volume another path. Attached or not makes no difference: everything else refers to its id.

@@ -6,12 +6,18 @@
 
 use super::key::KeyPart;
 use ogee_common::id::{
-    AttachEpoch, ChunkserverId, CopysetId, DirectoryId, LayerId, PoolId, ReplicaId, SegmentIndex, VolumeId, VolumeSeq,
+    AttachEpoch, ChunkserverId, CopysetId, DirectoryId, LayerId, PoolId, SegmentIndex, VolumeId, VolumeSeq,
     VolumeSnapshotId,
 };
 use ogee_disk::meta::Table;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+
+mod topology;
+
+pub(crate) use topology::{
+    ChunkserverRow, ChunkserverUuidRow, CopysetRow, HostedRow, PoolNameRow, PoolRow, ReplicaRow,
+};
 
 /// A row of a table.
 pub(crate) trait Row: Serialize + DeserializeOwned {
@@ -99,7 +105,7 @@ pub(crate) enum Counter {
     Pool = 7,
     /// [`CopysetId`].
     Copyset = 8,
-    /// [`ReplicaId`]: never reused (INV).
+    /// [`ogee_common::id::ReplicaId`]: never reused (INV).
     Replica = 9,
     /// Position in the order of deduplicated requests.
     Request = 10,
@@ -343,70 +349,6 @@ pub(crate) struct TaskRow {
 /// The task of the key is still to be done by the copyset of the key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct TaskTodoRow;
-
-/// A chunkserver.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct ChunkserverRow {
-    /// From its superblock.
-    pub(crate) uuid: [u8; 16],
-    /// Its data address, `ip:port`.
-    pub(crate) addr: String,
-    /// Name of its pool, which may not exist yet.
-    pub(crate) pool: String,
-    /// Its failure domain.
-    pub(crate) zone: String,
-    /// For people.
-    pub(crate) host: String,
-    /// Bytes, as registered last.
-    pub(crate) capacity_bytes: u64,
-    /// For people.
-    pub(crate) registered_unix_ms: u64,
-}
-
-/// The chunkserver with a uuid.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct ChunkserverUuidRow(pub(crate) ChunkserverId);
-
-/// A pool.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct PoolRow {
-    /// Its name.
-    pub(crate) name: String,
-    /// Replicas of each copyset.
-    pub(crate) replicas: u32,
-    /// Number of copysets.
-    pub(crate) copysets: u32,
-}
-
-/// The pool with a name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct PoolNameRow(pub(crate) PoolId);
-
-/// A replica of a copyset.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct ReplicaRow {
-    /// Its id, never reused.
-    pub(crate) replica: ReplicaId,
-    /// Who hosts it.
-    pub(crate) chunkserver: ChunkserverId,
-    /// Whether it has been seen; from then on it is never made from nothing again (INV).
-    pub(crate) created: bool,
-}
-
-/// A copyset.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct CopysetRow {
-    /// Its pool.
-    pub(crate) pool: PoolId,
-    /// Counts membership changes.
-    pub(crate) conf_epoch: u64,
-    /// Its replicas.
-    pub(crate) replicas: Vec<ReplicaRow>,
-}
-
-/// The chunkserver of the key has a replica of the copyset of the key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct HostedRow;
 
 /// The answer that a request got, given again when it is repeated.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,0 +1,219 @@
+//! The bytes of rows and commands are pinned: `tests/golden/*.txt` hold them as hex, one per line. A difference means
+//! that data on disk or in logs would be read wrongly; a new version of the row or command is needed then.
+
+use super::super::command::{Command, Envelope, Expected, Outcome, decode_answer, encode_answer};
+use super::super::key::KeyPart;
+use super::super::row::*;
+use super::super::tx::{decode_row, encode_row};
+use super::registration;
+use crate::refusal::Refusal;
+use ogee_common::id::{
+    AttachEpoch, ChunkserverId, CopysetId, DirectoryId, LayerId, PoolId, ReplicaId, SegmentIndex, VolumeId, VolumeSeq,
+    VolumeSnapshotId,
+};
+use proptest::prelude::*;
+use std::fmt::{Debug, Write as _};
+
+const ROWS: &str = include_str!("../../../tests/golden/rows.txt");
+const COMMANDS: &str = include_str!("../../../tests/golden/commands.txt");
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, b| {
+        write!(text, "{b:02x}").expect("a string takes everything");
+        text
+    })
+}
+
+struct Lines(String);
+
+impl Lines {
+    fn row<R: Row + PartialEq + Debug>(&mut self, key: &R::Key, row: &R) {
+        let (key_bytes, value) = (key.to_key(), encode_row(row));
+        assert!(R::Key::from_key(&key_bytes).is_some_and(|k| k.to_key() == key_bytes));
+        assert_eq!(&decode_row::<R>(&value).expect("a row"), row);
+        let (number, name) = (R::TABLE.number, R::TABLE.name);
+        writeln!(self.0, "{number} {} | {} | {}", name.replace(' ', "-"), hex(&key_bytes), hex(&value)).expect("text");
+    }
+}
+
+fn layer_row() -> LayerRow {
+    LayerRow {
+        volume: VolumeId(2),
+        pool: PoolId(1),
+        seq: VolumeSeq(300),
+        parent: Some(ParentRef { layer: LayerId(4), seq: VolumeSeq(5) }),
+        depth: 6,
+        head: true,
+        snapshots: 7,
+        segments: 8,
+        inherited: 9,
+        unclean: true,
+        min_seq: VolumeSeq(10),
+        seals: 11,
+        confirming: 12,
+        dropping: false,
+    }
+}
+
+fn volume_row() -> VolumeRow {
+    VolumeRow {
+        directory: DirectoryId(1),
+        name: "disk0".into(),
+        owner: "ann".into(),
+        size_bytes: 64 << 30,
+        pool: PoolId(1),
+        layer: LayerId(9),
+        created_unix_ms: 1_700_000_000_000,
+        parent: "golden@v1".into(),
+        snapshots: 2,
+        epoch: AttachEpoch(3),
+        attached: Some(AttachRow { epoch: AttachEpoch(3), client: 77, description: "vm host".into() }),
+    }
+}
+
+fn snapshot_row() -> SnapshotRow {
+    SnapshotRow {
+        volume: VolumeId(2),
+        name: "v1".into(),
+        layer: LayerId(9),
+        seq: VolumeSeq(4),
+        size_bytes: 1 << 30,
+        segments: 1,
+        created_unix_ms: 5,
+        state: SnapshotState::Sealing(6),
+        hold: Hold::Bypassed,
+        hidden: false,
+        clones: 1,
+        rollbacks: 2,
+    }
+}
+
+fn namespace_rows(l: &mut Lines) {
+    l.row(&(), &AppliedRow { pos: Some((3, 500)), membership: vec![1, 2] });
+    l.row(&(), &ClusterRow { cluster: *b"0123456789abcdef", created_unix_ms: 9 });
+    l.row(&(Counter::Replica as u8), &CounterRow { last: 1000 });
+    l.row(&(DirectoryId(1), "f".into()), &EntryRow::Directory(DirectoryId(2)));
+    l.row(&(DirectoryId(2), "disk0".into()), &EntryRow::Volume(VolumeId(2)));
+    l.row(&DirectoryId(2), &DirectoryRow { parent: DirectoryId(1), name: "f".into() });
+    l.row(&VolumeId(2), &volume_row());
+    l.row(&LayerId(9), &layer_row());
+    let copysets = (1..=64).map(CopysetId).collect();
+    l.row(&(LayerId(9), SegmentIndex(3)), &SegmentRow { copysets, seq: VolumeSeq(2), sealing: Some(6) });
+    l.row(&VolumeSnapshotId(8), &snapshot_row());
+    l.row(&(VolumeId(2), "v1".into()), &SnapshotNameRow(VolumeSnapshotId(8)));
+    l.row(&(LayerId(9), VolumeSeq(4)), &LayerSnapshotRow(VolumeSnapshotId(8)));
+    l.row(&(LayerId(9), VolumeSeq(4), LayerId(10)), &ChildRow);
+    l.row(&VolumeSnapshotId(8), &UnsettledRow);
+}
+
+fn other_rows(l: &mut Lines) {
+    let task = |kind, effect| TaskRow { layer: LayerId(9), kind, effect, remaining: 3 };
+    let (after, seq, next) = (VolumeSeq(1), VolumeSeq(2), VolumeSeq(3));
+    l.row(&6, &task(TaskKind::Seal(VolumeSeq(5)), TaskEffect::SnapshotReady(VolumeSnapshotId(8))));
+    l.row(&7, &task(TaskKind::Seal(VolumeSeq(5)), TaskEffect::SegmentOpen(SegmentIndex(3))));
+    l.row(&8, &task(TaskKind::DropLayer, TaskEffect::LayerGone));
+    l.row(&9, &task(TaskKind::DropVersion { after, seq, next }, TaskEffect::None));
+    l.row(&(CopysetId(1), 6), &TaskTodoRow);
+    let chunkserver = ChunkserverRow {
+        uuid: *b"fedcba9876543210",
+        addr: "10.0.0.1:9000".into(),
+        pool: "p".into(),
+        zone: "z1".into(),
+        host: "h1".into(),
+        capacity_bytes: 1 << 40,
+        registered_unix_ms: 4,
+    };
+    l.row(&ChunkserverId(1), &chunkserver);
+    l.row(b"fedcba9876543210", &ChunkserverUuidRow(ChunkserverId(1)));
+    l.row(&PoolId(1), &PoolRow { name: "p".into(), replicas: 3, copysets: 24 });
+    l.row(&"p".into(), &PoolNameRow(PoolId(1)));
+    let replica = |n| ReplicaRow { replica: ReplicaId(n), chunkserver: ChunkserverId(1), created: n == 1 };
+    l.row(&CopysetId(1), &CopysetRow { pool: PoolId(1), conf_epoch: 1, replicas: vec![replica(1), replica(2)] });
+    l.row(&(ChunkserverId(1), CopysetId(1)), &HostedRow);
+    l.row(&[7; 16], &RequestRow { reply: encode_answer(&Ok(Outcome::Done)) });
+    l.row(&12, &RequestOrderRow([7; 16]));
+}
+
+#[test]
+fn rows_have_their_golden_bytes() {
+    let mut lines = Lines(String::new());
+    namespace_rows(&mut lines);
+    other_rows(&mut lines);
+    for table in TABLES {
+        assert!(lines.0.lines().any(|l| l.starts_with(&format!("{} ", table.number))), "{}", table.name);
+    }
+    assert_eq!(lines.0, ROWS, "rows.txt would be:\n{}", lines.0);
+}
+
+fn commands() -> Vec<Command> {
+    let (path, owner, name) = (String::from("f/a"), String::from("ann"), String::from("s"));
+    let (volume, snapshot, epoch, layer) = (VolumeId(2), VolumeSnapshotId(8), AttachEpoch(3), LayerId(9));
+    let expected = Expected { layer, seq: VolumeSeq(4), attached: Some(epoch) };
+    vec![
+        Command::FormCluster { cluster: [1; 16] },
+        Command::CreateVolume {
+            path: path.clone(),
+            size_bytes: 1 << 30,
+            owner: owner.clone(),
+            create_parents: true,
+            pool: "p".into(),
+        },
+        Command::DeleteVolume { path: path.clone(), owner: owner.clone() },
+        Command::RenameVolume { path: path.clone(), new_path: "b".into(), create_parents: false },
+        Command::ExtendVolume { path: path.clone(), size_bytes: 2 << 30 },
+        Command::CreateSnapshot { volume, name: Some(name.clone()), expected, hold: Hold::Held },
+        Command::ConfirmSnapshot { snapshot },
+        Command::SealSnapshot { snapshot },
+        Command::DeleteSnapshot { path: path.clone(), name: name.clone() },
+        Command::ReapSnapshot { snapshot },
+        Command::CloneVolume { snapshot, new_path: "c".into(), owner, create_parents: true },
+        Command::RollbackVolume { path: path.clone(), snapshot: name, ends: Some(epoch) },
+        Command::AttachVolume { path, client: 77, description: "vm".into(), takes_over: None },
+        Command::DetachVolume { volume, epoch },
+        Command::AllocateSegment { volume, epoch, layer, index: SegmentIndex(1), copysets: vec![CopysetId(300)] },
+        Command::RegisterChunkserver(registration(1)),
+        Command::ReplicasCreated { replicas: vec![(CopysetId(1), ReplicaId(2))] },
+        Command::TasksDone { done: vec![(6, CopysetId(1))] },
+        Command::CreatePool { name: "p".into(), replicas: 3, copysets: vec![vec![ChunkserverId(1)]] },
+    ]
+}
+
+#[test]
+fn commands_have_their_golden_bytes() {
+    let mut text = String::new();
+    for (n, command) in commands().into_iter().enumerate() {
+        let request = (n == 1).then_some([9; 16]);
+        let envelope = Envelope { now_unix_ms: 1000, request, command };
+        let bytes = envelope.encode();
+        assert_eq!(Envelope::decode(&bytes).expect("a command"), envelope);
+        assert!(Envelope::decode(&[&bytes[..], &[0]].concat()).is_err(), "trailing bytes");
+        let debug = format!("{:?}", envelope.command);
+        let word = debug.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default();
+        writeln!(text, "{word} | {}", hex(&bytes)).expect("text");
+    }
+    assert_eq!(text, COMMANDS, "commands.txt would be:\n{text}");
+}
+
+proptest! {
+    #[test]
+    fn decoders_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let with_version = [&[1u8][..], &bytes].concat();
+        for input in [&bytes, &with_version] {
+            let _ = Envelope::decode(input);
+            let _ = decode_answer(input);
+            let _ = decode_row::<VolumeRow>(input);
+            let _ = decode_row::<LayerRow>(input);
+            let _ = decode_row::<SegmentRow>(input);
+            let _ = decode_row::<CopysetRow>(input);
+            let _ = decode_row::<TaskRow>(input);
+            let _ = <(DirectoryId, String)>::from_key(input);
+        }
+    }
+}
+
+#[test]
+fn answers_survive_the_log() {
+    let refusal = Refusal::HasClones { volumes: vec!["a".into()], more: true };
+    let answer = Err(refusal);
+    assert_eq!(decode_answer(&encode_answer(&answer)).expect("an answer"), answer);
+}
