@@ -1,7 +1,7 @@
 //! One request to one copyset, tried until it has a final outcome.
 //!
 //! Used by `io.rs`, under an IO's ticket and timeout. Each turn of the loop: find the leader, make sure that the fence
-//! is up, send, and act on the answer ([`judge`] is the table). The loop has no end of its own: the policy "for ever
+//! is up, send, and act on the answer (`verdict.rs` has the table). The loop has no end of its own: the policy "for ever
 //! or for a set time" is the caller's timeout. Only checksum mismatches are bounded here, because asking again for
 //! ever cannot mend them. Invariants: the order of retries (`session.rs`), no request before the fence (`fence.rs`),
 //! the seq is read anew for every attempt (`gate.rs`).
@@ -17,6 +17,7 @@ use crate::resolve::resolve;
 use crate::routing::{Target, Witness};
 use crate::session::{Connection, Session};
 use crate::stats::bump;
+use crate::verdict::{Next, judge, settle};
 use bytes::Bytes;
 use ogee_common::checksum::fragment_crcs;
 use ogee_common::geometry::ChunkSpan;
@@ -24,7 +25,7 @@ use ogee_common::id::{ChunkserverId, CopysetId, VolumeSeq};
 use ogee_common::limits::CORRUPT_RETRIES_MAX;
 use ogee_common::rng;
 use ogee_proto::data::{
-    Frame, LayerHead, OpenLayerHead, Opcode, ReadHead, ReadReply, Redirect, Status, WriteHead, ZeroHead,
+    Frame, LayerHead, OpenLayerHead, Opcode, ReadHead, ReadReply, Status, WriteHead, ZeroHead,
 };
 use smallvec::SmallVec;
 use std::error::Error;
@@ -84,49 +85,6 @@ pub(crate) struct Request {
     pub(crate) copyset: CopysetId,
     pub(crate) span: ChunkSpan,
     pub(crate) action: Action,
-}
-
-/// What an answer asks the loop to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Next {
-    /// It succeeded.
-    Done,
-    /// Somebody else leads, or in another term. It may have been proposed.
-    Moved(Option<Redirect>),
-    /// This chunkserver is of no use now: find another. It may have been proposed.
-    Lost,
-    /// This chunkserver is of no use, and never took it.
-    Misplaced,
-    /// Send it again; it was not taken.
-    Again,
-    /// Send it again with a seq of at least this.
-    Stale(Option<VolumeSeq>),
-    /// Raise the fence first.
-    Reopen,
-    /// There is no space.
-    NoSpace,
-    /// Data and checksums differ.
-    Mismatch,
-    /// It will never succeed.
-    Never(IoErrorKind),
-}
-
-/// The table of answers. Pure.
-fn judge(status: Status, head: &[u8]) -> Next {
-    match status {
-        Status::Ok => Next::Done,
-        Status::NotLeader => Next::Moved(Redirect::decode(head).ok().filter(|r| r.leader != 0)),
-        Status::NotReady | Status::DiskFailed | Status::Unknown => Next::Lost,
-        Status::UnknownCopyset | Status::WrongTarget | Status::Version => Next::Misplaced,
-        Status::Overloaded | Status::OldGeneration => Next::Again,
-        Status::StaleSeq => Next::Stale(head.try_into().ok().map(|b| VolumeSeq(u64::from_le_bytes(b)))),
-        Status::LayerNotOpen => Next::Reopen,
-        Status::NoSpace => Next::NoSpace,
-        Status::PayloadChecksum | Status::Corrupt => Next::Mismatch,
-        Status::Fenced => Next::Never(IoErrorKind::Fenced),
-        Status::LayerGone => Next::Never(IoErrorKind::Closed),
-        Status::BadRequest => Next::Never(IoErrorKind::InvalidInput),
-    }
 }
 
 /// The pauses between the attempts of one request.
@@ -377,19 +335,6 @@ impl<'a> DataPath<'a> {
     }
 }
 
-/// Which attempts can still land after this answer.
-fn settle(account: &mut Unsettled<'_>, before: VolumeSeq, next: Next) {
-    match next {
-        Next::Done | Next::Never(IoErrorKind::Fenced | IoErrorKind::Closed) => account.settled(),
-        Next::Stale(Some(minimum)) => account.settled_below(minimum, before),
-        Next::Moved(_) | Next::Lost => {}
-        Next::Misplaced | Next::Again | Next::Stale(None) | Next::Reopen | Next::NoSpace | Next::Mismatch => {
-            account.refused(before);
-        }
-        Next::Never(_) => account.refused(before),
-    }
-}
-
 fn failure(request: &Request, sent: &Sent, kind: IoErrorKind) -> Failure {
     let status = sent.answer.as_ref().map_or(Status::Unknown, |frame| Status::parse(frame.header.status));
     let note = match (&sent.answer, status) {
@@ -410,21 +355,4 @@ fn verified(request: &Request, frame: &Frame) -> Option<ReadPiece> {
     }
     let matches = data.len() == request.span.len as usize && fragment_crcs(request.span.offset, &data).eq(crcs);
     matches.then_some(ReadPiece::Data(data))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_status_has_a_verdict_and_hints_are_read() {
-        for status in Status::ALL {
-            assert_eq!(judge(*status, &[]) == Next::Done, *status == Status::Ok);
-        }
-        let hint = Redirect { leader: 3, term: ogee_common::id::Term(9) };
-        assert_eq!(judge(Status::NotLeader, &hint.encode()), Next::Moved(Some(hint)));
-        assert_eq!(judge(Status::NotLeader, &[1]), Next::Moved(None));
-        assert_eq!(judge(Status::StaleSeq, &7u64.to_le_bytes()), Next::Stale(Some(VolumeSeq(7))));
-        assert_eq!(judge(Status::StaleSeq, &[7]), Next::Stale(None));
-    }
 }

@@ -21,6 +21,7 @@ mod resolve;
 mod routing;
 mod session;
 mod stats;
+mod verdict;
 mod volume;
 mod watch;
 

@@ -121,7 +121,7 @@ impl Chunkservers {
     /// Listens for chunkserver `id` on a new address.
     pub(crate) async fn listen(self: &Arc<Self>, id: u32) {
         let listener = net::listen(([127, 0, 0, 1], 0).into()).await.expect("listen");
-        self.addrs.lock().unwrap().insert(id, listener.local_addr().expect("an address"));
+        self.addrs.lock().expect("no test panics under the lock").insert(id, listener.local_addr().expect("an address"));
         let all = self.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = net::accept(&listener).await {
@@ -151,7 +151,7 @@ impl Chunkservers {
         let keep = state.ignores_generations;
         let older = state.connections.iter().filter(|_| !keep);
         for conn in older.filter(|c| (c.session, c.chunkserver) == (session, id)) {
-            if let Some(queue) = conn.stalled.lock().unwrap().as_mut() {
+            if let Some(queue) = conn.stalled.lock().expect("no test panics under the lock").as_mut() {
                 queue.clear();
             }
         }
@@ -162,11 +162,11 @@ impl Chunkservers {
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap()
+        self.state.lock().expect("no test panics under the lock")
     }
 
     pub(crate) fn addrs(&self) -> BTreeMap<u32, SocketAddr> {
-        self.addrs.lock().unwrap().clone()
+        self.addrs.lock().expect("no test panics under the lock").clone()
     }
 
     /// The next `times` requests of a kind get `reaction`.
@@ -204,7 +204,7 @@ impl Chunkservers {
     pub(crate) fn release_stalls(&self) {
         let conns: Vec<_> = self.state().connections.clone();
         for conn in conns {
-            for (frame, responder) in conn.stalled.lock().unwrap().take().unwrap_or_default() {
+            for (frame, responder) in conn.stalled.lock().expect("no test panics under the lock").take().unwrap_or_default() {
                 conn.execute_and_reply(&frame, Some(responder), false);
             }
         }
@@ -244,7 +244,7 @@ impl Conn {
             let (copyset, seq, term) = summary(&frame);
             let (chunkserver, opcode) = (self.chunkserver, frame.header.opcode);
             state.log.push(Seen::Arrived { chunkserver, opcode, copyset, seq, term });
-            if let Some(queue) = self.stalled.lock().unwrap().as_mut() {
+            if let Some(queue) = self.stalled.lock().expect("no test panics under the lock").as_mut() {
                 queue.push_back((frame, responder));
                 return;
             }
@@ -265,7 +265,7 @@ impl Conn {
             }
             Some(Reaction::SilentAfter) => self.execute_and_reply(&frame, None, false),
             Some(Reaction::Stall) => {
-                *self.stalled.lock().unwrap() = Some(VecDeque::from([(frame, responder)]));
+                *self.stalled.lock().expect("no test panics under the lock") = Some(VecDeque::from([(frame, responder)]));
             }
             Some(Reaction::Wait(notify)) => {
                 let this = self.clone();

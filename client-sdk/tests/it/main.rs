@@ -73,7 +73,8 @@ impl Fixture {
 
 /// A pattern that differs in every 512 bytes.
 fn pattern(tag: u8, len: usize) -> Bytes {
-    (0..len).map(|i| tag.wrapping_mul(31).wrapping_add((i / 512 % 251) as u8).wrapping_add((i % 7) as u8)).collect()
+    let byte = |i: usize| u8::try_from((usize::from(tag) * 31 + i / 512 + i % 7) % 251).expect("below 251");
+    (0..len).map(byte).collect()
 }
 
 async fn read(volume: &Volume, offset: u64, len: u32) -> Vec<u8> {

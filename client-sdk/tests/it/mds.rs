@@ -80,7 +80,7 @@ impl FakeMds {
     }
 
     pub(crate) fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap()
+        self.inner.lock().expect("no test panics under the lock")
     }
 
     pub(crate) fn config(&self) -> ClusterConfig {
@@ -95,7 +95,7 @@ impl FakeMds {
     /// Sends an event to every open stream.
     pub(crate) fn send(&self, event: Event) {
         let event = AttachEvent { event: Some(event) };
-        self.inner().watchers.retain(|w| w.try_send(Ok(event.clone())).is_ok());
+        self.inner().watchers.retain(|w| w.try_send(Ok(event)).is_ok());
     }
 
     /// Raises the volume's seq, as the commit of a snapshot does. Says nothing to the clients.
