@@ -213,6 +213,23 @@ async fn a_group_that_purges_nothing_is_named() {
 }
 
 #[tokio::test]
+async fn what_was_replaced_while_it_was_queued_pins_nothing() {
+    let temp = temp();
+    let wal = open(temp.path()).await;
+    for index in 0..40 {
+        // All in one turn: the first two never become live, wherever they are written.
+        put(&wal, 1, vec![entry(index, 1, 4000), entry(index + 1, 1, 4000)]);
+        wal.truncate_from(1, index).expect("truncate");
+        put_durably(&wal, 1, vec![entry(index, 2, 4000)]).await;
+        assert_eq!(wal.read(1, index..index + 1, 1).await.expect("read"), vec![entry(index, 2, 4000)]);
+    }
+    assert_eq!(all(&wal, 1).await, (0..40).map(|i| entry(i, 2, 4000)).collect::<Vec<_>>());
+    wal.purge(1, LogPoint { term: 2, index: 39 }).expect("purge");
+    put_durably(&wal, 1, vec![entry(40, 2, 10)]).await;
+    assert_eq!(wal.pressure().segments, 1);
+}
+
+#[tokio::test]
 async fn cold_entries_are_read_from_files() {
     let temp = temp();
     let wal = open(temp.path()).await;
