@@ -1,0 +1,73 @@
+//! The leader of three MDS nodes dies: running IO does not notice, nothing that was acknowledged is lost, and the rest of the group goes
+//! on with everything that needs an MDS.
+
+use anyhow::{Context, Result, ensure};
+use ogee_client::{Cluster as Sdk, ClusterConfig, OpenMode, Volume};
+use ogee_common::clock;
+use ogee_common::name::VolumeRef;
+use ogee_vm_tests::cluster::Cluster;
+use ogee_vm_tests::load::{Load, Running};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+const SIZE: u64 = 32 << 20;
+/// IO that does not need the MDS may not wait for it; this leaves room for a busy machine.
+const LONGEST_MAX: Duration = Duration::from_secs(1);
+
+async fn more_operations(load: &Load, running: &Running, count: u64) -> Result<()> {
+    let target = load.operations.load(Ordering::Relaxed) + count;
+    let patience = clock::now() + Duration::from_secs(60);
+    while load.operations.load(Ordering::Relaxed) < target {
+        ensure!(!running.has_failed(), "an operation failed");
+        ensure!(clock::now() < patience, "the load stands still for a minute");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    Ok(())
+}
+
+/// Name of the daemon that leads the MDS group.
+fn leader(cluster: &Cluster) -> Result<String> {
+    let status = cluster.json(&["status", "--json"])?;
+    let nodes = status["mds"].as_array().context("no list of MDS nodes")?;
+    let leads = |n: &&serde_json::Value| n["leader"].as_bool() == Some(true);
+    let id = nodes.iter().find(leads).and_then(|n| n["id"].as_u64()).context("no MDS node leads")?;
+    Ok(format!("mds-{id}"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn io_does_not_notice_the_death_of_the_mds_leader() -> Result<()> {
+    let mut cluster = Cluster::start("mds-killed", 3, 3)?;
+    cluster.ok(&["volume", "create", "disk", "--size", "32M"])?;
+    let config = ClusterConfig { mds: cluster.mds(), description: "MDS test".to_owned(), ..ClusterConfig::default() };
+    let sdk = Sdk::connect(config).await?;
+    let volume = Volume::open(&sdk, &VolumeRef::parse("disk")?, OpenMode::ReadWrite { steal: false }).await?;
+    let load = Load::new(SIZE, 4, 11);
+    let running = load.start(&volume, 0);
+    // Every chunk has been written, so placement and fences are known.
+    more_operations(&load, &running, 1000).await?;
+    for round in 0..2 {
+        cluster.ok(&["snapshot", "create", &format!("disk@before-{round}")])?;
+        more_operations(&load, &running, 200).await?;
+        let victim = leader(&cluster)?;
+        let _ = running.take_longest();
+        cluster.kill(&victim)?;
+        more_operations(&load, &running, 500).await?;
+        let longest = running.take_longest();
+        eprintln!("{victim} killed: longest operation {longest:?}");
+        ensure!(longest <= LONGEST_MAX, "IO noticed the death of {victim}: {longest:?}");
+        // The rest of the group serves, and remembers.
+        cluster.ok(&["volume", "create", &format!("made-without-{victim}-{round}"), "--size", "1G"])?;
+        cluster.ok(&["snapshot", "create", &format!("disk@after-{round}")])?;
+        cluster.revive()?;
+    }
+    running.finish().await?;
+    load.verify(&volume).await?;
+    volume.detach().await?;
+    let snapshots = cluster.json(&["snapshot", "ls", "disk", "--json"])?.to_string();
+    for round in 0..2 {
+        for name in ["before", "after"] {
+            ensure!(snapshots.contains(&format!("{name}-{round}")), "snapshot {name}-{round} is lost: {snapshots}");
+        }
+    }
+    cluster.shut_down()
+}
