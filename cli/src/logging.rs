@@ -1,6 +1,6 @@
 //! Logs: on standard error, wanted or not by the environment variable `OGEE_LOG` (the syntax of `RUST_LOG`).
 //!
-//! Commands log nothing unless asked, so that an error is one line. Daemons log from `info`, the Raft library from `warn`.
+//! Commands log nothing unless asked, so that an error is one line. Daemons log from `info`, the Raft library from `error`: it repeats itself while a peer is down.
 
 use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
@@ -15,9 +15,9 @@ pub(crate) fn start_for_command() {
     }
 }
 
-/// Starts the log of a daemon: from `info` (the Raft library from `warn`), unless `OGEE_LOG` says otherwise.
+/// Starts the log of a daemon: from `info` (the Raft library from `error`), unless `OGEE_LOG` says otherwise.
 pub(crate) fn start_for_daemon() {
-    start(EnvFilter::new(std::env::var(VARIABLE).unwrap_or_else(|_| "info,openraft=warn".to_owned())));
+    start(EnvFilter::new(std::env::var(VARIABLE).unwrap_or_else(|_| "info,openraft=error".to_owned())));
 }
 
 fn start(filter: EnvFilter) {
