@@ -68,6 +68,16 @@ impl Context {
         Ok(Mds { client: cluster.mds().clone(), _cluster: cluster })
     }
 
+    /// As [`Context::mds`], connected: what is timed afterwards is the call and not the connection.
+    ///
+    /// # Errors
+    /// Also when the MDS does not answer.
+    pub(crate) async fn connected_mds(&self) -> Result<Mds, CliError> {
+        let mds = self.mds()?;
+        mds.cluster_status().await.map_err(|e| call_failed("connect", &e))?;
+        Ok(mds)
+    }
+
     fn mds_addrs(&self) -> Result<Vec<String>, CliError> {
         if !self.global.mds.is_empty() {
             return checked(&self.global.mds, "--mds");

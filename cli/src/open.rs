@@ -4,7 +4,7 @@ use crate::connect::Context;
 use crate::error::{CliError, ErrorKind};
 use crate::sdk_error::call_failed;
 use ogee_client::{Cluster, OpenError, OpenMode, Volume};
-use ogee_common::name::VolumeRef;
+use ogee_common::name::{VolumePath, VolumeRef};
 use ogee_proto::MdsErrorKind;
 use std::time::Duration;
 
@@ -56,4 +56,14 @@ pub(crate) async fn open_for_reading(context: &Context, name: &VolumeRef) -> Res
     let cluster = context.cluster(Some(crate::connect::COMMAND_IO_TIMEOUT))?;
     let volume = open_volume(&cluster, name, OpenMode::ReadOnly).await?;
     Ok((cluster, volume))
+}
+
+/// Ends the attach of whoever has the volume: takes it, which fences that client, and gives it back.
+///
+/// # Errors
+/// As [`open_volume`] and [`close_volume`].
+pub(crate) async fn take_and_release(cluster: &Cluster, path: &VolumePath) -> Result<(), CliError> {
+    let name = VolumeRef { path: path.clone(), snapshot: None };
+    let volume = open_volume(cluster, &name, OpenMode::ReadWrite { steal: true }).await?;
+    close_volume(&volume).await
 }

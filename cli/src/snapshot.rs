@@ -114,7 +114,7 @@ struct Timed<T> {
 /// # Errors
 /// What the MDS refused, with the snapshot's name.
 pub(crate) async fn run(context: &Context, command: SnapshotCommand) -> Result<(), CliError> {
-    let (mds, out) = (context.mds()?, context.out);
+    let (mds, out) = (context.connected_mds().await?, context.out);
     match command {
         SnapshotCommand::Create(SnapshotArgs { snapshot }) => {
             let request = m::CreateSnapshotRequest { path: snapshot.volume.to_string(), name: snapshot.name.clone() };
@@ -147,7 +147,7 @@ pub(crate) async fn run(context: &Context, command: SnapshotCommand) -> Result<(
 /// # Errors
 /// What the MDS refused, with both names.
 pub(crate) async fn clone_volume(context: &Context, args: CloneArgs) -> Result<(), CliError> {
-    let mds = context.mds()?;
+    let mds = context.connected_mds().await?;
     let (source, target) = (args.source, args.target);
     let request = m::CloneVolumeRequest {
         path: source.path.to_string(),
@@ -168,7 +168,7 @@ pub(crate) async fn clone_volume(context: &Context, args: CloneArgs) -> Result<(
 /// # Errors
 /// What the MDS refused, with the snapshot's name.
 pub(crate) async fn rollback(context: &Context, args: RollbackArgs) -> Result<(), CliError> {
-    let mds = context.mds()?;
+    let mds = context.connected_mds().await?;
     let snapshot = args.snapshot;
     let request = m::RollbackVolumeRequest {
         path: snapshot.volume.to_string(),

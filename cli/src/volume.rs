@@ -1,8 +1,9 @@
 //! `ogee volume`: the namespace of volumes.
 
-use crate::connect::Context;
+use crate::connect::{COMMAND_IO_TIMEOUT, Context};
 use crate::error::CliError;
 use crate::names;
+use crate::open::take_and_release;
 use crate::output::{Output, Table, counted, date};
 use crate::sdk_error::call_failed;
 use clap::{Args, Subcommand};
@@ -10,6 +11,7 @@ use ogee_client::MdsClient;
 use ogee_common::limits::{PAGE_BYTES, VOLUME_BYTES_MAX, VOLUME_BYTES_MIN};
 use ogee_common::name::VolumePath;
 use ogee_common::size::{ByteLen, parse_bytes};
+use ogee_proto::MdsErrorKind;
 use ogee_proto::mds as m;
 use serde::Serialize;
 
@@ -29,7 +31,7 @@ pub(crate) enum VolumeCommand {
     #[command(after_help = "Example:\n  ogee volume info tenant-a/web/disk0")]
     Info(OneArgs),
     /// Delete a volume that is detached and has no snapshots and no clones
-    #[command(after_help = "Example:\n  ogee volume rm tenant-a/web/disk0")]
+    #[command(after_help = "Examples:\n  ogee volume rm tenant-a/web/disk0\n  ogee volume rm golden.importing --force")]
     Rm(RmArgs),
     /// Grow a volume; a running guest sees the new size
     #[command(after_help = "Example:\n  ogee volume resize tenant-a/web/disk0 --size 128G")]
@@ -81,6 +83,9 @@ pub(crate) struct RmArgs {
     /// The volume
     #[arg(value_parser = VolumePath::parse)]
     volume: VolumePath,
+    /// Take it first from the client that has it attached, also from one that is gone
+    #[arg(long)]
+    force: bool,
     /// Delete only if it belongs to this owner
     #[arg(long, value_parser = names::plain)]
     owner: Option<String>,
@@ -183,13 +188,7 @@ pub(crate) async fn run(context: &Context, command: VolumeCommand) -> Result<(),
             let volume = stat(&mds, &args.volume).await?;
             out.result(&VolumeView::from(volume), describe)
         }
-        VolumeCommand::Rm(args) => {
-            let path = args.volume.to_string();
-            let request = m::DeleteVolumeRequest { path: path.clone(), owner: args.owner.unwrap_or_default() };
-            let done = mds.delete_volume(request).await;
-            done.map_err(|e| call_failed(&format!("delete volume {path}"), &e))?;
-            out.result(&serde_json::json!({"deleted": path}), |_| format!("deleted {path}"))
-        }
+        VolumeCommand::Rm(args) => remove(context, args).await,
         VolumeCommand::Resize(args) => {
             let path = args.volume.to_string();
             let request = m::ExtendVolumeRequest { path: path.clone(), size_bytes: args.size };
@@ -228,6 +227,21 @@ async fn create(mds: &MdsClient, out: Output, args: CreateArgs) -> Result<(), Cl
     let reply = mds.create_volume(request).await;
     let volume = reply.map_err(|e| call_failed(&format!("create volume {path}"), &e))?;
     out.result(&VolumeView::from(volume), |v| format!("created {} with {}", v.path, ByteLen(v.size_bytes)))
+}
+
+async fn remove(context: &Context, args: RmArgs) -> Result<(), CliError> {
+    let path = args.volume.to_string();
+    let cluster = context.cluster(Some(COMMAND_IO_TIMEOUT))?;
+    if args.force && stat(cluster.mds(), &args.volume).await?.attached {
+        take_and_release(&cluster, &args.volume).await?;
+    }
+    let request = m::DeleteVolumeRequest { path: path.clone(), owner: args.owner.unwrap_or_default() };
+    let done = cluster.mds().delete_volume(request).await;
+    done.map_err(|e| {
+        let error = call_failed(&format!("delete volume {path}"), &e);
+        if e.kind == MdsErrorKind::Attached { error.with_advice("stop that client, or if it is gone add --force") } else { error }
+    })?;
+    context.out.result(&serde_json::json!({"deleted": path}), |_| format!("deleted {path}"))
 }
 
 async fn ls(mds: &MdsClient, out: Output, args: &LsArgs) -> Result<(), CliError> {

@@ -4,8 +4,10 @@
 //! the daemon is down, even by a client that tries to reach that very daemon (TCP connects a port to itself then).
 
 use crate::error::{CliError, ErrorKind};
+use ogee_common::clock::now;
 use ogee_common::rng;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::time::Duration;
 
 /// The lowest port that is tried.
 const LOWEST: u16 = 10_000;
@@ -13,6 +15,9 @@ const LOWEST: u16 = 10_000;
 const OUTGOING_DEFAULT: u16 = 32_768;
 /// Tries for one port; with half of all ports taken, all fail once in 10^30.
 const TRIES: usize = 100;
+
+/// A pause between two looks at a taken port.
+const POLL: Duration = Duration::from_millis(20);
 
 /// Chooses `count` different free ports.
 ///
@@ -34,18 +39,25 @@ pub(crate) fn choose(count: usize) -> Result<Vec<SocketAddr>, CliError> {
     Ok(addrs)
 }
 
-/// Says clearly that a daemon's port is taken by somebody else.
+/// Waits until a daemon's port is free, and says clearly when somebody else keeps it. A daemon that was just killed
+/// keeps its port a moment longer than its process is seen.
 ///
 /// # Errors
-/// [`ErrorKind::Conflict`] when it is taken.
-pub(crate) fn check_free(daemon: &str, addr: SocketAddr) -> Result<(), CliError> {
-    match TcpListener::bind(addr) {
-        Ok(_) => Ok(()),
-        Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => {
-            let text = format!("{daemon} cannot listen on {addr}: another process uses the port; stop that process");
-            Err(CliError::new(ErrorKind::Conflict, text))
+/// [`ErrorKind::Conflict`] when it is still taken after `limit`.
+pub(crate) async fn wait_free(daemon: &str, addr: SocketAddr, limit: Duration) -> Result<(), CliError> {
+    let deadline = now() + limit;
+    loop {
+        match TcpListener::bind(addr) {
+            Ok(_) => return Ok(()),
+            Err(e) if e.kind() != std::io::ErrorKind::AddrInUse => {
+                return Err(CliError::caused(ErrorKind::Failure, format!("{daemon} cannot listen on {addr}"), e));
+            }
+            Err(_) if now() < deadline => tokio::time::sleep(POLL).await,
+            Err(_) => {
+                let text = format!("{daemon} cannot listen on {addr}: another process uses the port; stop that process");
+                return Err(CliError::new(ErrorKind::Conflict, text));
+            }
         }
-        Err(e) => Err(CliError::caused(ErrorKind::Failure, format!("{daemon} cannot listen on {addr}"), e)),
     }
 }
 
@@ -64,22 +76,25 @@ mod tests {
     use super::*;
     use std::collections::BTreeSet;
 
-    #[test]
-    fn chosen_ports_differ_are_free_and_not_for_outgoing_connections() {
+    #[tokio::test]
+    async fn chosen_ports_differ_are_free_and_not_for_outgoing_connections() {
         let addrs = choose(20).expect("free ports");
         assert_eq!(addrs.iter().collect::<BTreeSet<_>>().len(), 20);
         for addr in addrs {
-            check_free("cs-1", addr).expect("free");
+            wait_free("cs-1", addr, Duration::ZERO).await.expect("free");
             assert!(addr.port() >= LOWEST && addr.port() < first_outgoing().max(LOWEST + 1000));
         }
     }
 
-    #[test]
-    fn a_taken_port_is_named() {
+    #[tokio::test]
+    async fn a_taken_port_is_named_and_one_that_becomes_free_is_waited_for() {
         let foreign = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bound");
         let addr = foreign.local_addr().expect("an address");
-        let error = check_free("mds-1", addr).expect_err("taken");
+        let error = wait_free("mds-1", addr, Duration::from_millis(50)).await.expect_err("taken");
         assert_eq!(error.kind(), ErrorKind::Conflict);
         assert!(error.chain().contains("mds-1") && error.chain().contains(&addr.to_string()), "{}", error.chain());
+        let waiting = tokio::spawn(async move { wait_free("mds-1", addr, Duration::from_secs(30)).await });
+        drop(foreign);
+        waiting.await.expect("no panic").expect("free in the end");
     }
 }

@@ -15,6 +15,7 @@ use std::fs::OpenOptions;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -51,8 +52,7 @@ pub(crate) fn start(daemon: &DaemonPlace) -> Result<Child, CliError> {
     let log = daemon.log();
     let out = OpenOptions::new().create(true).append(true).open(&log).map_err(|e| CliError::file("open", &log, e))?;
     let err = out.try_clone().map_err(|e| CliError::file("open", &log, e))?;
-    // The running program, also when its file was replaced meanwhile.
-    let spawned = Command::new("/proc/self/exe")
+    let spawned = Command::new(program())
         .arg0("ogee")
         .args([OsStr::new(daemon.role.command()), OsStr::new("--config"), daemon.config().as_os_str()])
         .env(DETACH_VARIABLE, "1")
@@ -64,6 +64,11 @@ pub(crate) fn start(daemon: &DaemonPlace) -> Result<Child, CliError> {
     let child = spawned.map_err(|e| CliError::caused(ErrorKind::Failure, format!("start {}", daemon.name), e))?;
     record::replace(&daemon.pid_file(), &format!("{}\n", child.id()))?;
     Ok(child)
+}
+
+/// This very program, also when its file was replaced or removed meanwhile.
+fn program() -> PathBuf {
+    std::env::current_exe().ok().filter(|path| path.exists()).unwrap_or_else(|| PathBuf::from("/proc/self/exe"))
 }
 
 /// The last line of the daemon's log, for an error message.
@@ -83,6 +88,14 @@ pub(crate) fn last_log_line(daemon: &DaemonPlace) -> String {
 }
 
 impl Running {
+    /// Whether the process has ended, its threads and open files included.
+    #[must_use]
+    pub(crate) fn has_ended(&self) -> bool {
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        // A failed call says nothing about the process, and the next look tells.
+        poll(&mut [PollFd::new(&self.fd, PollFlags::IN)], Some(&now)).is_ok_and(|ready| ready > 0)
+    }
+
     /// Asks the process to end.
     ///
     /// # Errors
@@ -192,8 +205,9 @@ mod tests {
         let raw = i32::try_from(child.id()).ok().and_then(Pid::from_raw).expect("a process id");
         let running = Running { pid: child.id(), fd: pidfd_open(raw, PidfdFlags::empty()).expect("a pidfd") };
         assert!(!running.wait_end(Duration::from_millis(20)).await.expect("watched"), "still alive");
+        assert!(!running.has_ended());
         running.terminate().expect("signalled");
-        assert!(running.wait_end(Duration::from_secs(10)).await.expect("watched"));
+        assert!(running.wait_end(Duration::from_secs(10)).await.expect("watched") && running.has_ended());
         assert!(!is_alive(child.id()), "a zombie is not alive");
         assert!(child.wait().is_ok());
         running.kill().expect("an ended process is no error");

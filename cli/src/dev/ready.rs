@@ -5,7 +5,8 @@
 //! waiting with the last line of its log.
 
 use super::layout::{DaemonPlace, Role};
-use super::process::last_log_line;
+use super::process::{self, Running, last_log_line};
+use super::ports;
 use crate::error::{CliError, ErrorKind};
 use crate::output::Output;
 use crate::sdk_error::call_failed;
@@ -19,18 +20,61 @@ use std::time::Duration;
 
 /// The pool that is made.
 const POOL: &str = "default";
+/// A port that is still taken after this time belongs to somebody else.
+const PORT_LIMIT: Duration = Duration::from_secs(5);
 /// A pause between two looks.
 const POLL: Duration = Duration::from_millis(50);
 
-/// A daemon of the cluster and, if this command started it, its process.
+/// A daemon of the cluster.
 #[derive(Debug)]
 pub(crate) struct Member {
     /// Where it is.
     pub place: DaemonPlace,
+    /// Its process.
+    pub process: Process,
+}
+
+/// How a daemon came to run.
+#[derive(Debug)]
+pub(crate) enum Process {
+    /// It ran before. It may have been killed a moment ago and be about to end.
+    Found(Running),
+    /// This command started it, and when.
+    Started(Child, Instant),
+}
+
+impl Member {
+    /// Finds the daemon, or starts it.
+    ///
+    /// # Errors
+    /// Its port belongs to somebody else, or it cannot be started.
+    pub(crate) async fn ensure(place: DaemonPlace) -> Result<Self, CliError> {
+        if let Some(running) = process::find(&place) {
+            return Ok(Self { place, process: Process::Found(running) });
+        }
+        ports::wait_free(&place.name, place.addr, PORT_LIMIT).await?;
+        let at = now();
+        let child = process::start(&place)?;
+        Ok(Self { place, process: Process::Started(child, at) })
+    }
+
     /// Its process id.
-    pub pid: u32,
-    /// Started by this command, and when.
-    pub started: Option<(Child, Instant)>,
+    #[must_use]
+    pub(crate) fn pid(&self) -> u32 {
+        match &self.process {
+            Process::Found(running) => running.pid,
+            Process::Started(child, _) => child.id(),
+        }
+    }
+
+    /// When this command started it, if it did.
+    #[must_use]
+    pub(crate) const fn started(&self) -> Option<Instant> {
+        match &self.process {
+            Process::Found(_) => None,
+            Process::Started(_, at) => Some(*at),
+        }
+    }
 }
 
 /// Waits until the cluster serves.
@@ -71,22 +115,37 @@ async fn look_while_alive(mds: &MdsClient, members: &mut [Member], out: Output) 
     loop {
         tokio::select! {
             found = &mut look => return found,
-            () = tokio::time::sleep(POLL) => check_alive(members)?,
+            () = tokio::time::sleep(POLL) => {
+                if let Some(again) = revive(members).await? {
+                    return Ok(Some(again));
+                }
+            }
         }
     }
 }
 
-fn check_alive(members: &mut [Member]) -> Result<(), CliError> {
+/// Starts a daemon that ran when it was looked for and has ended since; its name, if there was one.
+///
+/// # Errors
+/// A daemon that this command started has ended.
+async fn revive(members: &mut [Member]) -> Result<Option<String>, CliError> {
     for member in members {
-        if let Some((child, _)) = &mut member.started
-            && let Ok(Some(status)) = child.try_wait()
-        {
-            let (name, line, log) = (&member.place.name, last_log_line(&member.place), member.place.log());
-            let text = format!("{name} ended with {status}: {line} (see {})", log.display());
-            return Err(CliError::new(ErrorKind::Failure, text));
+        match &mut member.process {
+            Process::Found(running) if running.has_ended() => {
+                *member = Member::ensure(member.place.clone()).await?;
+                return Ok(Some(format!("the start of {}", member.place.name)));
+            }
+            Process::Found(_) => {}
+            Process::Started(child, _) => {
+                if let Ok(Some(status)) = child.try_wait() {
+                    let (name, line, log) = (&member.place.name, last_log_line(&member.place), member.place.log());
+                    let text = format!("{name} ended with {status}: {line} (see {})", log.display());
+                    return Err(CliError::new(ErrorKind::Failure, text));
+                }
+            }
         }
     }
-    Ok(())
+    Ok(None)
 }
 
 /// A chunkserver that must report.
@@ -99,8 +158,7 @@ struct Expected {
 
 impl Expected {
     fn of(member: &Member) -> Option<Self> {
-        let started = member.started.as_ref().map(|(_, at)| *at);
-        let place = &member.place;
+        let (place, started) = (&member.place, member.started());
         (place.role == Role::Chunkserver).then(|| Self { name: place.name.clone(), addr: place.addr.to_string(), started })
     }
 

@@ -1,9 +1,9 @@
 //! `ogee dev up`.
 
-use super::layout::{self, DaemonPlace};
+use super::layout;
 use super::ready::{self, Member};
 use super::record::Record;
-use super::{ports, process};
+use super::ports;
 use crate::connect::Context;
 use crate::error::{CliError, ErrorKind};
 use crate::output::{Table, elapsed_ms};
@@ -96,7 +96,7 @@ async fn up(context: &Context, dir: &Path, args: UpArgs) -> Result<(), CliError>
     let mut members = Vec::new();
     for place in layout::daemons(&root, &record) {
         place.prepare(&record.mds)?;
-        members.push(ensure_running(place)?);
+        members.push(Member::ensure(place).await?);
     }
     let mds: Vec<String> = record.mds.iter().map(ToString::to_string).collect();
     let config = ClusterConfig { mds: mds.clone(), description: "ogee dev up".to_owned(), ..ClusterConfig::default() };
@@ -107,10 +107,10 @@ async fn up(context: &Context, dir: &Path, args: UpArgs) -> Result<(), CliError>
     }
     let view = |m: &Member| DaemonView {
         name: m.place.name.clone(),
-        pid: m.pid,
+        pid: m.pid(),
         addr: m.place.addr.to_string(),
         log: m.place.log().display().to_string(),
-        started: m.started.is_some(),
+        started: m.started().is_some(),
     };
     let daemons = members.iter().map(view).collect();
     let up = UpView { mds, daemons, dir: root.display().to_string(), elapsed_ms: elapsed_ms(start) };
@@ -159,16 +159,6 @@ fn refuse_foreign(root: &Path) -> Result<(), CliError> {
             Err(CliError::new(ErrorKind::Conflict, text))
         }
     }
-}
-
-fn ensure_running(place: DaemonPlace) -> Result<Member, CliError> {
-    if let Some(running) = process::find(&place) {
-        return Ok(Member { place, pid: running.pid, started: None });
-    }
-    ports::check_free(&place.name, place.addr)?;
-    let at = clock::now();
-    let child = process::start(&place)?;
-    Ok(Member { place, pid: child.id(), started: Some((child, at)) })
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use super::upload::{Copied, upload};
 use crate::connect::{COMMAND_IO_TIMEOUT, Context};
 use crate::error::{CliError, ErrorKind};
 use crate::names;
-use crate::open::{close_volume, open_volume};
+use crate::open::{close_volume, open_volume, take_and_release};
 use crate::output::{Progress, bytes_per_second, elapsed_ms};
 use crate::sdk_error::call_failed;
 use crate::signals::StopSignals;
@@ -175,7 +175,7 @@ async fn create(cluster: &Cluster, args: &ImportArgs, size_bytes: u64) -> Result
     match cluster.mds().create_volume(request).await {
         Ok(_) => Ok(path),
         Err(e) if e.kind == MdsErrorKind::AlreadyExists => {
-            let advice = format!("another import of it runs, or one was killed; then: ogee volume rm {name}");
+            let advice = format!("another import of it runs, or one was killed; then: ogee volume rm {name} --force");
             Err(call_failed(&format!("create volume {name}"), &e).with_advice(&advice))
         }
         Err(e) => Err(call_failed(&format!("create volume {name}"), &e)),
@@ -204,15 +204,12 @@ async fn rename(cluster: &Cluster, from: &VolumePath, to: &VolumePath) -> Result
 /// Deletes the half-made volume and gives back why; if that fails too, the message names what is left.
 async fn take_back(cluster: &Cluster, path: &VolumePath, why: CliError) -> CliError {
     // An interrupted copy still holds the attach; attaching again takes it over and ends it.
-    let name = VolumeRef { path: path.clone(), snapshot: None };
-    if let Ok(volume) = open_volume(cluster, &name, OpenMode::ReadWrite { steal: true }).await {
-        // A failure shows in the deletion.
-        let _ = close_volume(&volume).await;
-    }
+    // A failure shows in the deletion.
+    let _ = take_and_release(cluster, path).await;
     let request = m::DeleteVolumeRequest { path: path.to_string(), owner: String::new() };
     match cluster.mds().delete_volume(request).await {
         Ok(()) => why,
-        Err(_) => why.with_advice(&format!("the half-made volume is left; delete it: ogee volume rm {path}")),
+        Err(_) => why.with_advice(&format!("the half-made volume is left; delete it: ogee volume rm {path} --force")),
     }
 }
 
