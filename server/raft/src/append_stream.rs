@@ -56,12 +56,12 @@ impl<'a, S> AppendStream<'a, S>
 where
     S: Stream<Item = AppendRequest> + Send + Unpin + 'static,
 {
-    pub(crate) fn new(call: &'a PeerCall, live: LiveLink, requests: S) -> Self {
+    pub(crate) fn new(call: &'a PeerCall, live: LiveLink, first: AppendRequest, requests: S) -> Self {
         Self {
             call,
             live,
             requests: Some(requests),
-            waiting: SmallVec::new(),
+            waiting: codec::encode_append(first),
             under_way: VecDeque::new(),
             under_way_bytes: 0,
             timer: None,

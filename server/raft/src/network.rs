@@ -145,15 +145,21 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
 
     fn stream_append<'s, S>(
         &'s mut self,
-        input: S,
+        mut input: S,
         _option: RPCOption,
     ) -> BoxFuture<'s, Result<BoxStream<'s, Result<StreamAppendResult<TypeConfig>, RpcError>>, RpcError>>
     where
         S: Stream<Item = AppendRequest> + OptionalSend + Unpin + 'static,
     {
         Box::pin(async move {
+            // The request comes first: openraft waits out its backoff while it makes one. A call that fails before that
+            // would be repeated at once, for as long as the peer is down.
+            let Some(first) = input.next().await else {
+                let nothing: BoxStream<'s, _> = Box::pin(futures_util::stream::empty());
+                return Ok(nothing);
+            };
             let live = self.call.acquire().await?;
-            let answers: BoxStream<'s, _> = Box::pin(AppendStream::new(&self.call, live, input));
+            let answers: BoxStream<'s, _> = Box::pin(AppendStream::new(&self.call, live, first, input));
             Ok(answers)
         })
     }

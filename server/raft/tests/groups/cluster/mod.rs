@@ -97,6 +97,8 @@ pub struct Node {
     pub wal: Wal,
     pub groups: BTreeMap<u64, RaftGroup>,
     pub watched: BTreeMap<u64, Arc<Watched>>,
+    /// Its thread, as the kernel counts.
+    thread_stat: std::path::PathBuf,
     handle: tokio::runtime::Handle,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
@@ -110,6 +112,14 @@ impl Node {
             let _ = tx.send(future.await);
         });
         rx.recv_timeout(DEADLINE).expect("the node answers before the deadline")
+    }
+
+    /// CPU time of the node's thread.
+    pub fn cpu(&self) -> Duration {
+        let stat = std::fs::read_to_string(&self.thread_stat).expect("procfs");
+        let after_name = stat.rsplit(')').next().expect("a name in brackets");
+        let ticks = after_name.split_whitespace().skip(11).take(2).map(|f| f.parse::<u64>().expect("a number"));
+        Duration::from_millis(ticks.sum::<u64>() * 10)
     }
 
     /// Starts a future on the node's own runtime.
@@ -238,16 +248,19 @@ impl Cluster {
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
             let handle = runtime.handle().clone();
+            // "self/task/<id>", which means the same in every thread of this process.
+            let me = std::fs::read_link("/proc/thread-self").expect("procfs");
+            let stat = std::path::Path::new("/proc").join(me).join("stat");
             runtime.block_on(async move {
-                ready_tx.send((handle, start_node(process, dir, faults, net, setup).await)).expect("the test waits");
+                ready_tx.send((handle, stat, start_node(process, dir, faults, net, setup).await)).expect("the test waits");
                 let _ = stopped.await;
             });
             runtime.shutdown_timeout(Duration::from_secs(5));
         });
-        let (handle, parts) = ready_rx.recv_timeout(DEADLINE).expect("the process starts");
+        let (handle, thread_stat, parts) = ready_rx.recv_timeout(DEADLINE).expect("the process starts");
         let (raft, wal, groups, watched) = parts;
         let (stop, thread) = (Some(stop), Some(thread));
-        self.nodes.insert(process, Node { process, raft, wal, groups, watched, handle, stop, thread });
+        self.nodes.insert(process, Node { process, raft, wal, groups, watched, thread_stat, handle, stop, thread });
     }
 
     /// Ends a process without a word.
