@@ -25,6 +25,9 @@ fn occupied(dir: &Path) -> Result<u64> {
 }
 
 fn chunk_bytes(cluster: &Cluster) -> Result<u64> {
+    // Blocks are allocated when dirty pages are written.
+    let synced = std::process::Command::new("sync").status().context("run sync")?;
+    ensure!(synced.success(), "sync: {synced}");
     let folder = |n: u32| cluster.folder().join(format!("cluster/cs-{n}/data/chunks"));
     (1..=3).map(|n| occupied(&folder(n))).sum()
 }
