@@ -79,6 +79,9 @@ fn vote(replica: &Arc<Replica>, message: &[u8], ballot: Ballot, responder: Respo
     if !request.leadership_transfer && clock::now() < replica.votes_from {
         return responder.status(Status::NotReady);
     }
+    if ballot == Ballot::Binding {
+        replica.timer.asked();
+    }
     let replica = replica.clone();
     tokio::spawn(async move {
         let result = match ballot {
@@ -86,9 +89,6 @@ fn vote(replica: &Arc<Replica>, message: &[u8], ballot: Ballot, responder: Respo
             Ballot::Probe => replica.raft.pre_vote(request).await,
         };
         let Ok(reply) = result else { return responder.status(Status::DiskFailed) };
-        if ballot == Ballot::Binding && reply.vote_granted {
-            replica.timer.voted();
-        }
         responder.send(Status::Ok, &codec::encode_vote_reply(&reply), Bytes::new());
     });
 }

@@ -12,6 +12,7 @@ use crate::append_stream::AppendStream;
 use crate::codec::{self, CodecError, SnapshotHead};
 use crate::links::{Links, LiveLink};
 use crate::machine::{Machine, SnapshotMarker};
+use crate::ticker::ElectionTimer;
 use crate::types::{PeerNode, TypeConfig};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
@@ -71,6 +72,7 @@ pub(crate) struct GroupNetwork {
     pub(crate) group: u64,
     pub(crate) replica: u64,
     pub(crate) machine: Arc<Machine>,
+    pub(crate) timer: Arc<ElectionTimer>,
 }
 
 impl RaftNetworkFactory<TypeConfig> for GroupNetwork {
@@ -84,7 +86,7 @@ impl RaftNetworkFactory<TypeConfig> for GroupNetwork {
             target,
             process: node.process,
         };
-        PeerClient { call, machine: self.machine.clone() }
+        PeerClient { call, machine: self.machine.clone(), timer: self.timer.clone() }
     }
 }
 
@@ -124,6 +126,7 @@ impl PeerCall {
 pub(crate) struct PeerClient {
     call: PeerCall,
     machine: Arc<Machine>,
+    timer: Arc<ElectionTimer>,
 }
 
 fn decoded<T>(result: Result<T, CodecError>) -> Result<T, RpcError> {
@@ -171,7 +174,9 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
 
     async fn pre_vote(&mut self, rpc: VoteRequest, _option: RPCOption) -> Result<VoteResponse, RpcError> {
         let frame = self.call.ask(Opcode::RaftPreVote, codec::encode_vote(&rpc)).await?;
-        decoded(codec::decode_vote_reply(frame.head()))
+        let reply = decoded(codec::decode_vote_reply(frame.head()))?;
+        self.timer.probed(reply.vote_granted);
+        Ok(reply)
     }
 
     async fn full_snapshot(

@@ -150,7 +150,9 @@ impl RaftProcess {
         let lease = if promised { self.tuning.lease() } else { std::time::Duration::ZERO };
         let config = self.tuning.openraft().validate().map_err(|e: ConfigError| OpenError::Config(e.into()))?;
         let links = self.links.clone();
-        let network = GroupNetwork { links: links.clone(), group, replica: id.0, machine: machine.clone() };
+        let timer = Arc::new(ElectionTimer::new(&self.tuning, started));
+        let network =
+            GroupNetwork { links: links.clone(), group, replica: id.0, machine: machine.clone(), timer: timer.clone() };
         let adapter = MachineAdapter(machine.clone());
         let raft = Raft::<TypeConfig, MachineAdapter>::new(id.0, Arc::new(config), network, log, adapter)
             .await
@@ -168,7 +170,7 @@ impl RaftProcess {
             fetch,
             links,
             wal: self.wal.clone(),
-            timer: ElectionTimer::new(&self.tuning, started),
+            timer,
             tuning: self.tuning.clone(),
             votes_from: now + lease,
             installing: AtomicBool::new(false),

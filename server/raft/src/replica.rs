@@ -37,7 +37,7 @@ pub(crate) struct Replica {
     pub(crate) tuning: RaftTuning,
     pub(crate) metrics: WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>,
     pub(crate) state: watch::Sender<GroupState>,
-    pub(crate) timer: ElectionTimer,
+    pub(crate) timer: Arc<ElectionTimer>,
     /// Before this time no vote is given: one may have been promised to a leader before the restart.
     pub(crate) votes_from: Instant,
     pub(crate) installing: AtomicBool,

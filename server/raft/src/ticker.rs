@@ -10,8 +10,10 @@
 //!   heard -----------------> lease runs -> patience runs -> ask for votes -> not before: a new patience later -> ...
 //!     ^  leader's process     (election_max)  random election_min..max
 //!     |  lost: patience = rank * election_step
-//!     +---- any AppendEntries of the current term or a later one; granting a vote puts `not before` off
+//!     +---- any AppendEntries of the current term or a later one
 //! ```
+//! An election takes two flushes and must not be disturbed: a request for this replica's vote puts `not before` off, and
+//! so does an attempt of its own. Only a refusal of a pre-vote ("my lease runs a little longer") brings it near again.
 
 use crate::process::RaftProcess;
 use crate::tuning::RaftTuning;
@@ -30,6 +32,8 @@ struct Inner {
     /// The leader's process is gone: votes are asked for as soon as the lease allows, and again soon.
     suspect: bool,
     attempts: u32,
+    /// Somebody would vote for this replica: the election proper may be under way.
+    favoured: bool,
 }
 
 /// The election timer of one replica.
@@ -53,7 +57,7 @@ impl ElectionTimer {
         };
         // Replicas of one group that start together do so within moments; half a timeout tells them apart.
         let patience = rng::jitter(min);
-        let inner = Inner { heard: base, patience, not_before: now, suspect: false, attempts: 0 };
+        let inner = Inner { heard: base, patience, not_before: now, suspect: false, attempts: 0, favoured: false };
         Self { inner: Mutex::new(inner), lease, min, spread, step }
     }
 
@@ -76,10 +80,22 @@ impl ElectionTimer {
         }
     }
 
-    /// Someone else got this replica's vote: let it win.
-    pub(crate) fn voted(&self) {
+    /// Someone asks for this replica's vote: let it win.
+    pub(crate) fn asked(&self) {
         let mut inner = self.inner();
-        inner.not_before = clock::now() + self.random();
+        inner.not_before = inner.not_before.max(clock::now() + self.random());
+    }
+
+    /// Another replica said whether it would vote for this one.
+    pub(crate) fn probed(&self, granted: bool) {
+        let mut inner = self.inner();
+        if granted {
+            inner.favoured = true;
+            inner.not_before = inner.not_before.max(clock::now() + self.min);
+        } else if inner.suspect && !inner.favoured {
+            let soon = rng::jitter(self.step * (1 << inner.attempts.min(5)) / 2);
+            inner.not_before = inner.not_before.min(clock::now() + soon);
+        }
     }
 
     /// The leader's process closed its connections. `rank` is this replica's place among those that remain.
@@ -97,15 +113,9 @@ impl ElectionTimer {
         if now < inner.heard + self.lease + inner.patience || now < inner.not_before {
             return false;
         }
-        let pause = if inner.suspect {
-            // The first answer is often "my lease runs a little longer"; later ones mean that votes were split.
-            let quick = self.step * (1 << inner.attempts.min(4));
-            rng::jitter(quick * 2).min(self.random())
-        } else {
-            self.random()
-        };
         inner.attempts = inner.attempts.saturating_add(1);
-        inner.not_before = now + pause;
+        inner.favoured = false;
+        inner.not_before = now + self.random();
         true
     }
 }
@@ -188,8 +198,26 @@ mod tests {
         let now = clock::now();
         assert!(!timer.due(now + Duration::from_millis(1300)), "patience is long again");
         timer.suspect(0);
-        timer.voted();
-        assert!(!timer.due(now + Duration::from_millis(480)));
+        timer.asked();
+        assert!(!timer.due(now + Duration::from_millis(480)), "the lease alone");
+        let timer = ElectionTimer::new(&RaftTuning::default(), Started::Fresh);
+        timer.asked();
+        assert!(!timer.due(clock::now() + Duration::from_millis(490)), "somebody else stands for election");
+        assert!(timer.due(clock::now() + Duration::from_millis(910)));
+    }
+
+    #[test]
+    fn a_refused_probe_is_repeated_soon_and_a_granted_one_is_left_alone() {
+        let timer = timer();
+        timer.heard();
+        timer.suspect(0);
+        let then = clock::now() + Duration::from_millis(950);
+        assert!(timer.due(then));
+        timer.probed(false);
+        assert!(timer.due(then), "`then` is later than soon");
+        timer.probed(true);
+        timer.probed(false);
+        assert!(!timer.due(clock::now() + Duration::from_millis(490)), "the election proper takes its time");
     }
 
     #[test]
