@@ -4,7 +4,7 @@ mod support;
 
 use ogee_chunkserver::copyset::CopysetMachine;
 use ogee_chunkserver::store::{ChunkStore, SpaceState, StoreTuning};
-use ogee_disk::meta::KeyValue;
+use ogee_disk::meta::{KeyValue, RowSink};
 use ogee_disk::{
     Batch, DataDir, DiskOp, Durability, Fault, FaultRule, MemStore, MetaStore, StoreError, StoreErrorKind, Table,
 };
@@ -100,7 +100,7 @@ impl MetaStore for FullMeta {
         self.0.sync()
     }
 
-    fn dump(&self, tables: &[Table], row: &mut dyn FnMut(u8, &[u8], &[u8]) -> bool) -> Result<(), StoreError> {
+    fn dump(&self, tables: &[Table], row: &mut RowSink<'_>) -> Result<(), StoreError> {
         self.0.dump(tables, row)
     }
 }

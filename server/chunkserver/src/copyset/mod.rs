@@ -1,5 +1,5 @@
 //! A copyset replica: the Raft state machine over the chunk store ([`machine`]), client reads ([`reading`]), and the
-//! Raft snapshot with its fetch of pages out of band ([`install`], [`fetch`]).
+//! Raft snapshot with its fetch of pages out of band ([`install`], [`serving`], [`fetch`]).
 //!
 //! Called by the daemon, which opens a Raft group with a [`CopysetMachine`] and reads through the shared
 //! [`crate::store::CopysetStore`]. Deliberately absent: the network, leases, and who the leader is.
@@ -8,7 +8,8 @@ pub mod fetch;
 pub mod install;
 pub mod machine;
 pub mod reading;
+pub mod serving;
 
-pub use fetch::CopysetFetch;
 pub use machine::CopysetMachine;
 pub use reading::{ReadChain, ReadError, ReadOutcome, ReadRange};
+pub use serving::CopysetFetch;
