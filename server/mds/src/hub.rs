@@ -150,6 +150,11 @@ impl Hub {
         }
     }
 
+    /// Whether the client of an attach is there now.
+    pub(crate) fn is_connected(&self, volume: VolumeId, epoch: AttachEpoch) -> bool {
+        self.lock().sessions.get(&volume).is_some_and(|s| s.epoch == epoch && s.is_open())
+    }
+
     /// Opens the event stream of an attach. `read` says what is current; its answer is the first event. `None` when the
     /// attach is over.
     pub(crate) fn watch(

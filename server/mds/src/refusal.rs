@@ -58,6 +58,8 @@ pub(crate) enum Refusal {
     PlaceFixed(ChunkserverId),
     #[error("attached by {by}")]
     Attached { by: String, epoch: AttachEpoch },
+    #[error("attached by {by}, which was there a moment ago and may come back")]
+    MaybeAttached { by: String },
     #[error("{given} is not the current attach (last: {current})")]
     Fenced { given: AttachEpoch, current: AttachEpoch },
     #[error("it has snapshots: {}", list(names, *more))]
@@ -126,7 +128,8 @@ impl Refusal {
             Self::WrongOwner => Kind::WrongOwner,
             Self::TooDeep { .. } | Self::TooManySnapshots => Kind::Limit,
             Self::WrongCluster | Self::WrongIdentity(_) => Kind::WrongCluster,
-            Self::NotReady { .. }
+            Self::MaybeAttached { .. }
+            | Self::NotReady { .. }
             | Self::Moved { .. }
             | Self::SnapshotUnderWay
             | Self::PlanOutdated

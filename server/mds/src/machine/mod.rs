@@ -27,7 +27,7 @@ pub(crate) mod row;
 pub(crate) mod snapshots;
 pub(crate) mod tasks;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub(crate) mod topology;
 pub(crate) mod tx;
 

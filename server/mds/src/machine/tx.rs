@@ -159,7 +159,7 @@ impl<'a> Tx<'a> {
         from: Bound<&[u8]>,
         to: Option<&[u8]>,
         limit: usize,
-    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, RowError> {
+    ) -> Result<Vec<ogee_disk::meta::KeyValue>, RowError> {
         let start = match from {
             Bound::Included(key) => Bound::Included((table.number, key.to_vec())),
             Bound::Excluded(key) => Bound::Excluded((table.number, key.to_vec())),

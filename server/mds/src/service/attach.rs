@@ -68,7 +68,12 @@ impl Core {
         if steal || holder == client || !self.hub.is_alive(volume, epoch) {
             return Ok(Some(epoch));
         }
-        Err(Refusal::Attached { by: description, epoch }.into())
+        if self.hub.is_connected(volume, epoch) {
+            return Err(Refusal::Attached { by: description, epoch }.into());
+        }
+        // Its client may have died with the machine: whoever asks again gets the volume when the grace is over, and no
+        // lock outlives a power cut.
+        Err(Refusal::MaybeAttached { by: description }.into())
     }
 
     pub(crate) async fn detach_volume(&self, r: mds::DetachVolumeRequest) -> Result<mds::Empty, CallError> {

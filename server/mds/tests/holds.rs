@@ -1,0 +1,182 @@
+//! Exact snapshots and attaches, with clients that hold, do not answer, reconnect or are taken over.
+
+mod cluster;
+
+use cluster::{Client, Cluster, Fleet, GIB, allocate, attach, create, now, poll, refused, snapshot_of, watch};
+use ogee_common::limits::HOLD_TIMEOUT;
+use ogee_proto::MdsErrorKind;
+use ogee_proto::mds::attach_event::Event;
+use ogee_proto::mds::{self as m, AttachState};
+use tonic::Streaming;
+
+async fn next(stream: &mut Streaming<m::AttachEvent>) -> Option<Event> {
+    let message = tokio::time::timeout(cluster::DEADLINE, stream.message()).await.expect("an event in time");
+    message.expect("a stream").and_then(|e| e.event)
+}
+
+async fn started(count: u32) -> (Cluster, Fleet, Client) {
+    let cluster = Cluster::start(count);
+    let fleet = Fleet::start(&cluster, 4).await;
+    let (_, mut c) = cluster.leader().await;
+    c.create_volume(create("a", 4 * GIB)).await.expect("create");
+    (cluster, fleet, c)
+}
+
+fn volume(grant: &m::AttachGrant) -> u64 {
+    grant.volume.as_ref().expect("volume").id
+}
+
+fn ack(grant: &m::AttachGrant, token: u64) -> m::AckHoldRequest {
+    m::AckHoldRequest { volume: volume(grant), epoch: grant.epoch, token }
+}
+
+async fn ready(c: &Client, name: &str) -> m::Snapshot {
+    poll("the snapshot to be ready", || {
+        let mut c = c.clone();
+        async move {
+            let list = c.list_snapshots(m::ListSnapshotsRequest { path: "a".into() }).await.ok()?.into_inner();
+            list.snapshots.into_iter().find(|s| s.name == name && s.ready)
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_client_that_holds_gives_an_exact_snapshot_at_once() {
+    let (_cluster, _fleet, mut c) = started(1).await;
+    let grant = c.attach_volume(attach("a", 7, false)).await.expect("attach").into_inner();
+    let mut stream = c.watch_attach(watch(&grant, 7)).await.expect("watch").into_inner();
+    let state = |seq, size_bytes| Some(Event::State(AttachState { seq, size_bytes }));
+    assert_eq!(next(&mut stream).await, state(1, 4 * GIB));
+    let mut taker = c.clone();
+    let taken = tokio::spawn(async move { taker.create_snapshot(snapshot_of("a", "s1")).await });
+    let Some(Event::Hold(token)) = next(&mut stream).await else { panic!("no hold") };
+    // A change of size meanwhile does not let the client go.
+    c.extend_volume(m::ExtendVolumeRequest { path: "a".into(), size_bytes: 5 * GIB }).await.expect("extend");
+    c.ack_hold(ack(&grant, token)).await.expect("ack");
+    assert_eq!(next(&mut stream).await, state(2, 5 * GIB));
+    let snapshot = taken.await.expect("task").expect("snapshot").into_inner();
+    assert_eq!((snapshot.ready, &snapshot.hold[..], snapshot.seq), (true, "held", 1));
+    assert_eq!(refused(c.ack_hold(ack(&grant, token)).await).0, MdsErrorKind::NotFound, "it is over");
+    c.extend_volume(m::ExtendVolumeRequest { path: "a".into(), size_bytes: 6 * GIB }).await.expect("extend");
+    assert_eq!(next(&mut stream).await, state(2, 6 * GIB));
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_answer_is_bypassed() {
+    let (_cluster, fleet, mut c) = started(1).await;
+    let grant = c.attach_volume(attach("a", 7, false)).await.expect("attach").into_inner();
+    c.allocate_segment(allocate(&grant, 0)).await.expect("allocate");
+    let mut stream = c.watch_attach(watch(&grant, 7)).await.expect("watch").into_inner();
+    next(&mut stream).await;
+    fleet.stick(true);
+    let began = now();
+    let snapshot = c.create_snapshot(snapshot_of("a", "s1")).await.expect("snapshot").into_inner();
+    assert!(began.elapsed() >= HOLD_TIMEOUT);
+    assert_eq!((snapshot.ready, &snapshot.hold[..]), (false, "bypassed"));
+    assert!(matches!(next(&mut stream).await, Some(Event::Hold(_))));
+    assert_eq!(next(&mut stream).await, Some(Event::State(AttachState { seq: 2, size_bytes: 4 * GIB })));
+    // Until the copysets are sealed, the snapshot is of no use, and no segment is placed in open copysets.
+    let read = m::AttachVolumeRequest { snapshot: "s1".into(), read_only: true, ..attach("a", 8, false) };
+    assert_eq!(refused(c.attach_volume(read.clone()).await).0, MdsErrorKind::Unavailable);
+    assert_eq!(refused(c.allocate_segment(allocate(&grant, 1)).await).0, MdsErrorKind::Unavailable);
+    let layout = m::GetLayoutRequest { layer: grant.layer, first: 0, count: 8 };
+    assert_eq!(c.get_layout(layout).await.expect("layout").into_inner().segments.len(), 1);
+    fleet.stick(false);
+    ready(&c, "s1").await;
+    let kinds = fleet.done(grant.layer);
+    assert!(!kinds.is_empty() && kinds.iter().all(|k| *k == m::layer_task::Kind::Seal(2)), "{kinds:?}");
+    let reader = c.attach_volume(read).await.expect("attach").into_inner();
+    assert_eq!((reader.epoch, reader.layer, reader.seq), (0, grant.layer, 1));
+    let placed = poll("the sealed segment", || {
+        let (mut c, request) = (c.clone(), allocate(&grant, 1));
+        async move { c.allocate_segment(request).await.ok() }
+    });
+    assert_eq!(placed.await.into_inner().segments[0].index, 1);
+}
+
+#[tokio::test]
+async fn a_new_stream_breaks_a_hold() {
+    let (_cluster, _fleet, mut c) = started(1).await;
+    let grant = c.attach_volume(attach("a", 7, false)).await.expect("attach").into_inner();
+    let mut stream = c.watch_attach(watch(&grant, 7)).await.expect("watch").into_inner();
+    next(&mut stream).await;
+    let mut taker = c.clone();
+    let taken = tokio::spawn(async move { taker.create_snapshot(snapshot_of("a", "s1")).await });
+    let Some(Event::Hold(token)) = next(&mut stream).await else { panic!("no hold") };
+    let mut again = c.watch_attach(watch(&grant, 7)).await.expect("watch").into_inner();
+    assert!(matches!(next(&mut again).await, Some(Event::State(AttachState { seq: 1, .. }))));
+    assert_eq!(refused(c.ack_hold(ack(&grant, token)).await).0, MdsErrorKind::NotFound);
+    let snapshot = taken.await.expect("task").expect("snapshot").into_inner();
+    assert_eq!(&snapshot.hold[..], "bypassed");
+    assert_eq!(next(&mut stream).await, None, "the old stream ended");
+}
+
+#[tokio::test]
+async fn an_attach_is_refused_while_its_holder_lives_and_can_be_stolen() {
+    let (_cluster, _fleet, mut c) = started(1).await;
+    let first = c.attach_volume(attach("a", 1, false)).await.expect("attach").into_inner();
+    let mut stream = c.watch_attach(watch(&first, 1)).await.expect("watch").into_inner();
+    next(&mut stream).await;
+    let (why, text) = refused(c.attach_volume(attach("a", 2, false)).await);
+    assert_eq!((why, text.contains("client 1")), (MdsErrorKind::Attached, true), "{text}");
+    let again = c.attach_volume(attach("a", 1, false)).await.expect("the same client").into_inner();
+    assert_eq!(again.epoch, first.epoch + 1);
+    assert_eq!(next(&mut stream).await, Some(Event::Detached(m::Empty {})));
+    let mut stream = c.watch_attach(watch(&again, 1)).await.expect("watch").into_inner();
+    next(&mut stream).await;
+    let stolen = c.attach_volume(attach("a", 2, true)).await.expect("steal").into_inner();
+    assert_eq!(next(&mut stream).await, Some(Event::Detached(m::Empty {})));
+    assert_eq!(next(&mut stream).await, None);
+    assert_eq!(refused(c.watch_attach(watch(&again, 1)).await).0, MdsErrorKind::Fenced);
+    assert_eq!(refused(c.watch_attach(watch(&stolen, 1)).await).0, MdsErrorKind::Fenced, "another client's attach");
+    assert_eq!(refused(c.allocate_segment(allocate(&again, 0)).await).0, MdsErrorKind::Fenced);
+    c.allocate_segment(allocate(&stolen, 0)).await.expect("the new holder places segments");
+    // Its stream was never opened; after the grace it counts as gone.
+    let taken = poll("the dead holder to be replaced", || {
+        let mut c = c.clone();
+        async move { c.attach_volume(attach("a", 3, false)).await.ok() }
+    });
+    assert_eq!(taken.await.into_inner().epoch, stolen.epoch + 1);
+}
+
+#[tokio::test]
+async fn rollback_takes_the_volume_from_its_client() {
+    let (_cluster, _fleet, mut c) = started(1).await;
+    c.create_snapshot(snapshot_of("a", "s")).await.expect("snapshot");
+    let grant = c.attach_volume(attach("a", 1, false)).await.expect("attach").into_inner();
+    let mut stream = c.watch_attach(watch(&grant, 1)).await.expect("watch").into_inner();
+    next(&mut stream).await;
+    let rollback = |detach| m::RollbackVolumeRequest { path: "a".into(), snapshot: "s".into(), detach };
+    assert_eq!(refused(c.rollback_volume(rollback(false)).await).0, MdsErrorKind::Attached);
+    let back = c.rollback_volume(rollback(true)).await.expect("rollback").into_inner();
+    assert!(!back.attached && back.attach_epoch > grant.epoch && back.layer != grant.layer);
+    assert_eq!(next(&mut stream).await, Some(Event::Detached(m::Empty {})));
+    let again = c.attach_volume(attach("a", 1, false)).await.expect("attach").into_inner();
+    assert_eq!((again.layer, again.ancestry.len()), (back.layer, 1));
+}
+
+#[tokio::test]
+async fn a_clone_of_an_attached_volume_holds_its_client() {
+    let (_cluster, _fleet, mut c) = started(1).await;
+    let grant = c.attach_volume(attach("a", 7, false)).await.expect("attach").into_inner();
+    c.allocate_segment(allocate(&grant, 0)).await.expect("allocate");
+    let mut stream = c.watch_attach(watch(&grant, 7)).await.expect("watch").into_inner();
+    next(&mut stream).await;
+    let request = m::CloneVolumeRequest {
+        path: "a".into(),
+        source_snapshot: String::new(),
+        new_path: "b".into(),
+        owner: String::new(),
+        create_parents: false,
+    };
+    let (mut taker, sent) = (c.clone(), request.clone());
+    let cloned = tokio::spawn(async move { taker.clone_volume(sent).await });
+    let Some(Event::Hold(token)) = next(&mut stream).await else { panic!("no hold") };
+    c.ack_hold(ack(&grant, token)).await.expect("ack");
+    let clone = cloned.await.expect("task").expect("clone").into_inner();
+    assert_eq!((clone.depth, clone.allocated_segments, &clone.parent[..]), (1, 1, "a"));
+    assert!(matches!(next(&mut stream).await, Some(Event::State(AttachState { seq: 2, .. }))));
+    assert_eq!(refused(c.clone_volume(request).await).0, MdsErrorKind::AlreadyExists, "without a hold");
+    assert!(c.list_snapshots(m::ListSnapshotsRequest { path: "a".into() }).await.expect("list").into_inner().snapshots.is_empty());
+}
