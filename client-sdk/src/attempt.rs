@@ -161,7 +161,7 @@ impl<'a> DataPath<'a> {
                 return Ok(piece);
             }
             bump(&self.at.stats.retries);
-            self.prepare_retry(request, &sent, next, &mut pauses).await?;
+            Box::pin(self.prepare_retry(request, &sent, next, &mut pauses)).await?;
         }
     }
 
@@ -192,17 +192,17 @@ impl<'a> DataPath<'a> {
         })
     }
 
-    /// The leader and an open connection to it.
+    /// The leader and an open connection to it. What is rare is boxed, so that an IO's future stays small.
     async fn connection(&self, copyset: CopysetId) -> Option<(Target, Connection)> {
         let routes = &self.at.cluster.routes;
         let target = match routes.target(copyset) {
             Some(target) => target,
-            None => resolve(&self.at.cluster, self.session, copyset).await?,
+            None => Box::pin(resolve(&self.at.cluster, self.session, copyset)).await?,
         };
         if let Some(connection) = self.session.link(&target) {
             return Some((target, connection));
         }
-        if let Err(error) = self.session.connect(target.replica()).await {
+        if let Err(error) = Box::pin(self.session.connect(target.replica())).await {
             tracing::debug!(target: "datapath", chunkserver = %target.chunkserver, %error, "connect");
             routes.forget(copyset, &target);
             return None;

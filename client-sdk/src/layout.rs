@@ -89,6 +89,12 @@ impl LayoutCache {
         let layout = mds.get_layout(request).await?;
         let placed = self.check(&layout, &range)?;
         let copysets = placed.iter().flat_map(|(_, p)| p.iter().copied()).collect();
+        self.merge(range, placed, since);
+        Ok(copysets)
+    }
+
+    /// Takes over what was asked at `since`: of the segments in `range`, those in `placed` have a placement.
+    fn merge(&self, range: std::ops::Range<u32>, placed: Vec<(u32, Placement)>, since: Instant) {
         let mut segments = self.segments.write().unwrap_or_else(PoisonError::into_inner);
         for index in range {
             // A placement that was made while the question was under way is not forgotten.
@@ -97,7 +103,6 @@ impl LayoutCache {
             }
         }
         segments.extend(placed.into_iter().map(|(index, p)| (index, Known::Placed(p))));
-        Ok(copysets)
     }
 
     /// Gives the segment of `chunk` a placement, and returns its copysets.
@@ -176,5 +181,20 @@ mod tests {
         let mut with_zero = vec![1; 64];
         with_zero[9] = 0;
         assert!(cache.check(&layout(7, 3, with_zero), &(0..64)).is_err());
+    }
+
+    #[test]
+    fn a_placement_is_never_forgotten_and_its_absence_is_by_its_time() {
+        let placement: Placement = Arc::new([CopysetId(9); CHUNKS_PER_SEGMENT as usize]);
+        let (chunk, other) = (ChunkIndex(3 * CHUNKS_PER_SEGMENT), ChunkIndex(4 * CHUNKS_PER_SEGMENT));
+        let for_ever = LayoutCache::new(LayerId(7), None);
+        assert_eq!(for_ever.lookup(chunk), Lookup::Unknown);
+        for_ever.merge(0..64, vec![(3, placement)], clock::now());
+        // An older answer comes late.
+        for_ever.merge(0..64, Vec::new(), clock::now());
+        assert_eq!((for_ever.lookup(chunk), for_ever.lookup(other)), (Lookup::At(CopysetId(9)), Lookup::Unplaced));
+        let for_a_moment = LayoutCache::new(LayerId(7), Some(Duration::ZERO));
+        for_a_moment.merge(0..64, Vec::new(), clock::now());
+        assert_eq!(for_a_moment.lookup(other), Lookup::Unknown);
     }
 }

@@ -80,4 +80,27 @@ mod tests {
         assert_eq!(judge(Status::StaleSeq, &7u64.to_le_bytes()), Next::Stale(Some(VolumeSeq(7))));
         assert_eq!(judge(Status::StaleSeq, &[7]), Next::Stale(None));
     }
+
+    #[test]
+    fn only_a_sure_refusal_takes_an_attempt_back() {
+        use futures_util::FutureExt;
+        let seq = VolumeSeq(3);
+        // Whether a write whose only attempt got this answer may still land.
+        let may_land = |next: Next| {
+            let gate = crate::gate::Gate::new(seq);
+            let ticket = gate.enter_write().now_or_never().expect("open").expect("running");
+            let mut part = ticket.part();
+            let before = part.sending(seq);
+            settle(&mut part, before, next);
+            drop(part);
+            drop(ticket);
+            gate.hold(1);
+            gate.drained(1).now_or_never() == Some(crate::gate::Drained::Never)
+        };
+        for status in Status::ALL {
+            let unsure = matches!(status, Status::NotLeader | Status::NotReady | Status::DiskFailed | Status::Unknown);
+            assert_eq!(may_land(judge(*status, &4u64.to_le_bytes())), unsure, "{status:?}");
+        }
+        assert!(may_land(Next::Lost), "no answer at all");
+    }
 }

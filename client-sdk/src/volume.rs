@@ -85,7 +85,9 @@ pub struct Volume {
 }
 
 impl Volume {
-    /// Attaches a volume, or a snapshot of one. Connections to chunkservers are made when first needed.
+    /// Attaches a volume, or a snapshot of one. Connections to chunkservers are made when first needed. A second
+    /// `open` for writing of the same volume through the same [`Cluster`] takes it from the first without being asked
+    /// to steal: to the MDS it is the same client.
     ///
     /// # Errors
     /// [`OpenError`].

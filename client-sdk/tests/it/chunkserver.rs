@@ -200,6 +200,11 @@ impl Chunkservers {
         }
     }
 
+    /// Nobody leads any copyset.
+    pub(crate) fn depose_leaders(&self) {
+        self.state().copysets.values_mut().for_each(|c| c.leader = 0);
+    }
+
     /// What stalled connections held back is executed now, unless it was dropped.
     pub(crate) fn release_stalls(&self) {
         let conns: Vec<_> = self.state().connections.clone();

@@ -173,15 +173,28 @@ async fn a_refused_acknowledgement_lets_go() {
     assert_eq!(f.mds.inner().subscriptions, 1);
 }
 
-/// A write whose outcome will never be known forbids the acknowledgement until the seq has moved on.
+/// A write whose outcome will never be known forbids the acknowledgement until the seq has moved on: given up in the
+/// middle of an attempt, or between attempts.
 #[tokio::test]
 async fn an_abandoned_write_is_not_acknowledged_away() {
-    let f = Fixture::with(|c| c.io_timeout = Some(Duration::from_millis(100))).await;
+    for io_timeout_ms in [100, 600] {
+        abandoned_write(Duration::from_millis(io_timeout_ms)).await;
+    }
+}
+
+async fn abandoned_write(io_timeout: Duration) {
+    let f = Fixture::with(|c| c.io_timeout = Some(io_timeout)).await;
     let v = f.open_watched().await;
     write(&v, 0, pattern(0, 4096)).await;
     f.data.script(Opcode::Write, 1, Reaction::Stall);
-    let error = within(v.write(0, pattern(1, 4096))).await.expect_err("it times out");
-    assert_eq!(error.kind, IoErrorKind::TimedOut);
+    let before = f.data.arrived(Opcode::Write);
+    let write = v.write(0, pattern(1, 4096));
+    let depose = async {
+        eventually("the attempt", || f.data.arrived(Opcode::Write) > before).await;
+        f.data.depose_leaders();
+    };
+    let (result, ()) = within(async { tokio::join!(write, depose) }).await;
+    assert_eq!(result.expect_err("it times out").kind, IoErrorKind::TimedOut);
     f.mds.send(Event::Hold(5));
     eventually("the hold", || v.stats().holds == 1).await;
     tokio::time::sleep(crate::timing().hold_release_after * 2).await;

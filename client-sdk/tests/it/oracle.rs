@@ -130,3 +130,16 @@ async fn a_large_io_is_split_and_runs_side_by_side() {
     assert_eq!((s.inflight, s.write.errors, s.read.errors), (0, 0, 0));
     assert!(f.data.arrived(Opcode::Write) >= 41);
 }
+
+/// Front ends keep one future per request in flight; it must not cost a page.
+#[tokio::test]
+async fn the_future_of_an_io_is_small() {
+    let f = Fixture::new().await;
+    let v = f.open().await;
+    let sizes = [
+        std::mem::size_of_val(&v.read(0, 4096)),
+        std::mem::size_of_val(&v.write(0, Bytes::new())),
+        std::mem::size_of_val(&v.flush()),
+    ];
+    assert!(sizes.iter().all(|size| *size < 4096), "{sizes:?}");
+}

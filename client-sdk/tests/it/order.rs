@@ -27,10 +27,10 @@ async fn a_stalled_attempt_is_dropped_by_the_next_generation() {
     for seen in &log {
         if let Seen::Hello { chunkserver, session, generation } = seen {
             let before = newest.insert((*chunkserver, *session), *generation).unwrap_or(0);
-            assert_eq!(*generation, before + 1, "generations count up by one");
+            assert!(*generation > before, "generations only grow");
         }
     }
-    assert!(newest.values().any(|g| *g == 2));
+    assert!(newest.values().any(|g| *g >= 2));
 }
 
 /// The first attempt stalls at a leader that is deposed meanwhile; its term is over when it is executed. Here the
