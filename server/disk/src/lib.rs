@@ -22,4 +22,4 @@ pub use data_file::DataFile;
 pub use error::{DiskError, DiskErrorKind};
 pub use fault::{DiskOp, Fault, FaultPlan, FaultRule};
 pub use log_file::{LogEngine, LogFile, LogWriter};
-pub use meta::{Batch, Durability, MemStore, MetaStore, RocksStore, Row, RowSink, StoreError, StoreErrorKind, Table};
+pub use meta::{Batch, Durability, MemStore, KeyValue, MetaStore, RocksStore, Row, RowSink, StoreError, StoreErrorKind, Table};
