@@ -270,7 +270,7 @@ impl World {
         match self.bench.snapshot(path, name, hold) {
             Err(Refusal::SnapshotTaken { .. }) => {
                 assert!(taken);
-                return None;
+                None
             }
             Err(other) => panic!("{other}"),
             Ok(info) => {
@@ -410,6 +410,7 @@ impl World {
         }
     }
 
+    #[allow(clippy::needless_pass_by_value)] // a step uses its operation up
     fn step(&mut self, op: Op) {
         match op {
             Op::Create(v) => {
