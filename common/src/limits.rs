@@ -162,6 +162,9 @@ pub const DIRTY_FILES_MAX: usize = 16_384;
 pub const OPEN_DATA_FILES_MAX: usize = 4_096;
 /// Bytes written to data files of a copyset before their write-back is started: few enough that a checkpoint is short.
 pub const WRITEBACK_BYTES: u64 = 8 << 20;
+/// Times [`WRITEBACK_BYTES`] that a copyset may write while its last write-back is still being handed to the device; then
+/// the next entry waits. This caps the dirty bytes of data files.
+pub const WRITEBACK_LAG_MAX: u64 = 8;
 /// Free bytes below which a chunkserver takes no write that would allocate: room for logs, checkpoints and entries that
 /// were already proposed (1 GiB).
 pub const SPACE_RESERVE_BYTES: u64 = 1 << 30;
@@ -173,7 +176,7 @@ pub const FETCH_BYTES_MAX: usize = 4 << 20;
 pub const NO_SPACE_PAUSE: Duration = Duration::from_millis(500);
 /// A read waits this long for a write to the same pages that cannot finish, then is answered "not ready".
 pub const BUSY_READ_WAIT: Duration = Duration::from_secs(1);
-/// Times that a column is fetched anew because its versions changed under the fetch, before the install fails.
+/// Times that a column is fetched anew because a version of it went during the fetch, before the install fails.
 pub const COLUMN_FETCH_ATTEMPTS: usize = 8;
 
 const _: () = assert!(FETCH_BYTES_MAX >= 2 * (PAGES_PER_ROW * PAGE_BYTES) as usize);

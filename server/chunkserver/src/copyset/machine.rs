@@ -11,6 +11,7 @@ use crate::store::error::{ChunkStoreError, blocking};
 use crate::store::{CopysetStore, Refusal};
 use bytes::Bytes;
 use ogee_common::id::CopysetId;
+use ogee_common::limits::{CHUNK_BYTES, WRITEBACK_LAG_MAX};
 use ogee_proto::data::{Command, Status};
 use ogee_raft::api::{
     Applied, ApplyEntry, EntryKind, LogPos, RaftSnapshot, SnapshotSource, StateMachine, StateMachineError,
@@ -22,7 +23,8 @@ use tokio::task::JoinHandle;
 #[derive(Debug)]
 pub struct CopysetMachine {
     store: Arc<CopysetStore>,
-    /// Write-back that was started last; joined before the next one, so at most one is under way.
+    /// Write-back that was started last; joined before the next one, so at most one is under way, and an entry waits for
+    /// it only when it lags far behind.
     writeback: Option<JoinHandle<Result<(), ChunkStoreError>>>,
     failed: bool,
 }
@@ -101,11 +103,16 @@ impl CopysetMachine {
     }
 
     async fn start_writeback(&mut self) -> Result<(), ChunkStoreError> {
+        let is_busy = self.writeback.as_ref().is_some_and(|task| !task.is_finished());
+        let cap = self.store.process().tuning.writeback_bytes.saturating_mul(WRITEBACK_LAG_MAX);
+        if is_busy && self.store.state().unsubmitted < cap {
+            return Ok(());
+        }
         let Some(files) = self.store.writeback() else { return Ok(()) };
         self.join_writeback().await?;
         self.writeback = Some(tokio::spawn(blocking(move || {
             for file in files {
-                file.start_writeback(0, u64::from(ogee_common::limits::CHUNK_BYTES))?;
+                file.start_writeback(0, u64::from(CHUNK_BYTES))?;
             }
             Ok(())
         })));
