@@ -14,6 +14,7 @@ mod budget;
 mod codec;
 mod group;
 mod inbound;
+mod lease;
 mod links;
 pub mod log_store;
 mod machine;

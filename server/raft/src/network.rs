@@ -10,6 +10,7 @@ use crate::alias::{
 use crate::api::MANIFEST_BYTES_MAX;
 use crate::append_stream::AppendStream;
 use crate::codec::{self, CodecError, SnapshotHead};
+use crate::lease::LeaseClock;
 use crate::links::{Links, LiveLink};
 use crate::machine::{Machine, SnapshotMarker};
 use crate::ticker::ElectionTimer;
@@ -73,6 +74,7 @@ pub(crate) struct GroupNetwork {
     pub(crate) replica: u64,
     pub(crate) machine: Arc<Machine>,
     pub(crate) timer: Arc<ElectionTimer>,
+    pub(crate) lease: Arc<LeaseClock>,
 }
 
 impl RaftNetworkFactory<TypeConfig> for GroupNetwork {
@@ -85,6 +87,7 @@ impl RaftNetworkFactory<TypeConfig> for GroupNetwork {
             replica: self.replica,
             target,
             process: node.process,
+            lease: self.lease.clone(),
         };
         PeerClient { call, machine: self.machine.clone(), timer: self.timer.clone() }
     }
@@ -99,6 +102,8 @@ pub(crate) struct PeerCall {
     /// The replica asked.
     pub(crate) target: u64,
     process: u32,
+    /// Where answers to AppendEntries are noted.
+    pub(crate) lease: Arc<LeaseClock>,
 }
 
 impl PeerCall {

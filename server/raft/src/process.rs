@@ -8,6 +8,7 @@ use crate::api::{AddressBook, FetchHandler, StateMachine};
 use crate::budget::Budget;
 use crate::group::RaftGroup;
 use crate::inbound;
+use crate::lease::LeaseClock;
 use crate::links::{Identity, LinkEvents, Links};
 use crate::log_store::LogStore;
 use crate::machine::{Machine, MachineAdapter, MachineFault};
@@ -147,12 +148,19 @@ impl RaftProcess {
         let vote = reader.read_vote().await.map_err(|e| OpenError::load(group, e))?;
         let promised = vote.is_some_and(|v| v.leader_id.term > 0);
         let started = if promised { Started::Again } else { Started::Fresh };
-        let lease = if promised { self.tuning.lease() } else { std::time::Duration::ZERO };
+        let promise = if promised { self.tuning.lease() } else { std::time::Duration::ZERO };
         let config = self.tuning.openraft().validate().map_err(|e: ConfigError| OpenError::Config(e.into()))?;
         let links = self.links.clone();
         let timer = Arc::new(ElectionTimer::new(&self.tuning, started));
-        let network =
-            GroupNetwork { links: links.clone(), group, replica: id.0, machine: machine.clone(), timer: timer.clone() };
+        let lease = Arc::new(LeaseClock::default());
+        let network = GroupNetwork {
+            links: links.clone(),
+            group,
+            replica: id.0,
+            machine: machine.clone(),
+            timer: timer.clone(),
+            lease: lease.clone(),
+        };
         let adapter = MachineAdapter(machine.clone());
         let raft = Raft::<TypeConfig, MachineAdapter>::new(id.0, Arc::new(config), network, log, adapter)
             .await
@@ -172,7 +180,8 @@ impl RaftProcess {
             wal: self.wal.clone(),
             timer,
             tuning: self.tuning.clone(),
-            votes_from: now + lease,
+            lease,
+            votes_from: now + promise,
             installing: AtomicBool::new(false),
             handed_over: AtomicU64::new(u64::MAX),
             budget: Arc::new(Budget::default()),

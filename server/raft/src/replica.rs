@@ -6,6 +6,7 @@
 use crate::alias::{LogId, Vote};
 use crate::api::{FetchHandler, LeaderHint, Proposed, RaftError};
 use crate::budget::Budget;
+use crate::lease::LeaseClock;
 use crate::links::Links;
 use crate::machine::{Machine, MachineAdapter};
 use crate::poll_once;
@@ -14,7 +15,7 @@ use crate::ticker::{ElectionTimer, Tick};
 use crate::tuning::RaftTuning;
 use crate::types::TypeConfig;
 use crate::wal::Wal;
-use ogee_common::clock::Instant;
+use ogee_common::clock::{self, Instant};
 use ogee_common::id::{ReplicaId, Term};
 use openraft::async_runtime::WatchReceiver as _;
 use openraft::errors::{ClientWriteError, ForwardReason, ForwardToLeader};
@@ -38,6 +39,7 @@ pub(crate) struct Replica {
     pub(crate) metrics: WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>,
     pub(crate) state: watch::Sender<GroupState>,
     pub(crate) timer: Arc<ElectionTimer>,
+    pub(crate) lease: Arc<LeaseClock>,
     /// Before this time no vote is given: one may have been promised to a leader before the restart.
     pub(crate) votes_from: Instant,
     pub(crate) installing: AtomicBool,
@@ -128,7 +130,8 @@ impl Replica {
         }
     }
 
-    /// The read lease by what this replica published last: no message to the core, no other task.
+    /// The read lease by what this replica published last: no message to the core, no other task. What was published may
+    /// be old; then the lease, which is of this moment, says that nobody else can lead yet all the same.
     pub(crate) fn lease_read(&self) -> LeaseRead {
         let metrics = self.metrics.borrow_watched();
         if metrics.running_state.is_err() || self.state.borrow().status != GroupStatus::Running {
@@ -142,8 +145,9 @@ impl Replica {
         // Applied in this term: then everything that earlier leaders acknowledged is applied, and what this one
         // acknowledged was applied before that. So the state now is linearizable if nobody else can lead now.
         let caught_up = metrics.last_applied.is_some_and(|id| id.leader_id.term == term);
-        let leased =
-            metrics.last_quorum_acked.is_some_and(|at| openraft::Instant::elapsed(&*at) < self.tuning.read_lease());
+        let (configs, now) = (metrics.membership_config.get_joint_config(), clock::now());
+        let since = self.lease.held(term, self.id.0, configs, now);
+        let leased = since.is_some_and(|at| now < at + self.tuning.read_lease());
         if caught_up && leased && self.handed_over.load(Ordering::Acquire) != term {
             LeaseRead::Granted(Term(term))
         } else {
@@ -168,11 +172,26 @@ impl Replica {
                 });
             }
         };
-        let term = Term(linearizer.read_log_id().committed_leader_id().term);
+        let mut published = self.metrics.clone();
         match linearizer.try_await_ready(&self.raft, Some(2 * lease)).await {
-            Ok(Ok(_)) => Ok(term),
-            Ok(Err(_)) => Err(RaftError::NoQuorum),
-            Err(_) => Err(RaftError::Stopped),
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) => return Err(RaftError::NoQuorum),
+            Err(_) => return Err(RaftError::Stopped),
+        }
+        // The last word is with the stricter clock, which the same answers have moved; what is applied may be published
+        // a moment later.
+        let deadline = clock::now() + patience;
+        loop {
+            match self.lease_read() {
+                LeaseRead::Granted(term) => return Ok(term),
+                LeaseRead::Refused(error) => return Err(error),
+                LeaseRead::Ask => {}
+            }
+            match tokio::time::timeout_at(deadline, published.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err(RaftError::Stopped),
+                Err(_) => return Err(RaftError::NoQuorum),
+            }
         }
     }
 }

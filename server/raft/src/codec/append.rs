@@ -27,6 +27,10 @@ pub(crate) struct AppendFrame {
     pub(crate) message: Bytes,
     pub(crate) payload: SmallVec<[Bytes; 2]>,
     pub(crate) payload_bytes: usize,
+    /// The leader's term.
+    pub(crate) term: u64,
+    /// Whether it carries entries, not only what is committed.
+    pub(crate) has_entries: bool,
     /// Where the frame's entries start and end, for the answer.
     pub(crate) prev: Option<LogId>,
     pub(crate) last: Option<LogId>,
@@ -56,8 +60,15 @@ pub(crate) fn encode_append(request: AppendRequest) -> SmallVec<[AppendFrame; 1]
         message.put_u32_le(part.crc);
         put_len(&mut message, part.headers.len() / ENTRY_BYTES);
         message.put_slice(&part.headers);
-        let (payload, payload_bytes) = (part.payload, part.bytes);
-        frames.push(AppendFrame { message: message.freeze(), payload, payload_bytes, prev, last });
+        frames.push(AppendFrame {
+            message: message.freeze(),
+            payload: part.payload,
+            payload_bytes: part.bytes,
+            term: request.vote.leader_id.term,
+            has_entries: !part.headers.is_empty(),
+            prev,
+            last,
+        });
         if rest.peek().is_none() {
             return frames;
         }
