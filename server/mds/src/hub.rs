@@ -95,10 +95,10 @@ impl Hub {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The node leads in `term`; what is known from an earlier term is forgotten.
+    /// The node leads in `term`; what is known from an earlier term is forgotten. A term that it left is over for good.
     pub(crate) fn enter(&self, term: Term) {
         let mut state = self.lock();
-        if state.since.is_none() || term > state.term {
+        if term > state.term {
             let streams = state.streams;
             *state = State { term, since: Some(clock::now()), streams, ..State::default() };
         }
@@ -156,7 +156,7 @@ impl Hub {
     }
 
     /// Opens the event stream of an attach. `read` says what is current; its answer is the first event. `None` when the
-    /// attach is over.
+    /// attach is over, or when the node does not lead any more, so that no client waits at a node that says nothing.
     pub(crate) fn watch(
         self: &Arc<Self>,
         volume: VolumeId,
@@ -165,6 +165,7 @@ impl Hub {
     ) -> Option<EventStream> {
         let (sender, events) = mpsc::channel(EVENTS_MAX);
         let mut state = self.lock();
+        state.since?;
         let current = read().filter(|c| c.epoch == epoch)?;
         state.streams += 1;
         let number = state.streams;
@@ -357,6 +358,10 @@ mod tests {
         hub.leave();
         assert_eq!(next(&mut new).await, Some(state_event(current(2, 1))));
         assert_eq!(next(&mut new).await, None, "another epoch's state is not sent, and the lead is over");
+        hub.enter(Term(1));
+        assert!(hub.watch(V, AttachEpoch(2), || Some(current(2, 1))).is_none(), "a call that was slow to notice");
+        hub.enter(Term(2));
+        assert!(hub.watch(V, AttachEpoch(2), || Some(current(2, 1))).is_some());
     }
 
     #[tokio::test(start_paused = true)]

@@ -73,7 +73,7 @@ impl Liveness {
     /// The node leads in `term`; what is known from an earlier term is forgotten.
     pub(crate) fn enter(&self, term: Term) {
         let mut state = self.lock();
-        if state.since.is_none() || term > state.term {
+        if term > state.term {
             *state = State { term, since: Some(clock::now()), ..State::default() };
         }
     }

@@ -48,6 +48,8 @@ const CHECKPOINT_LOOK: Duration = Duration::from_secs(1);
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
 /// Calls under way are given this long when the node stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
+/// A stopping leader waits this long for another node to take the lead.
+const HAND_OVER_TIMEOUT: Duration = Duration::from_millis(500);
 /// Bytes of a log segment: metadata commands are small.
 const SEGMENT_BYTES: u64 = 16 << 20;
 
@@ -162,12 +164,25 @@ impl Node {
                 Err(panic) => return Err(MdsError::at(MdsErrorStage::Serve)(panic)),
             },
         };
+        self.hand_over().await;
         drop(stop);
         core.hub.leave();
         if tokio::time::timeout(STOP_TIMEOUT, &mut server).await.is_err() {
             server.abort();
         }
         result
+    }
+
+    /// Gives the lead to another node, so that nobody waits for an election. Does nothing if this one does not lead.
+    async fn hand_over(&self) {
+        let own = self.group.replica();
+        let Some(next) = self.group.members().into_keys().find(|id| *id != own) else { return };
+        self.group.transfer_leader(next).await;
+        let mut state = self.group.state();
+        let handed = state.wait_for(|s| !s.is_leader);
+        if tokio::time::timeout(HAND_OVER_TIMEOUT, handed).await.is_err() {
+            tracing::debug!(target: "controlpath", "the lead was not taken over in time");
+        }
     }
 
     /// Ends when the node cannot go on.

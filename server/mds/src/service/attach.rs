@@ -92,8 +92,8 @@ impl Core {
         if row.attached.is_some_and(|a| a.client != r.client) {
             return Err(Refusal::Fenced { given: epoch, current: row.epoch }.into());
         }
-        let gone = || CallError::from(Refusal::Fenced { given: epoch, current: row.epoch });
-        self.hub.watch(volume, epoch, || self.current(volume)).ok_or_else(gone)
+        // Between the look and now the attach or the lead may have ended; the next try learns which.
+        self.hub.watch(volume, epoch, || self.current(volume)).ok_or(CallError::Raft(ogee_raft::RaftError::Unknown))
     }
 
     pub(crate) async fn ack_hold(&self, r: mds::AckHoldRequest) -> Result<mds::Empty, CallError> {
