@@ -69,8 +69,9 @@ pub const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(500);
 pub const HEARTBEAT_DOWN_AFTER: Duration = Duration::from_secs(5);
 /// The MDS waits this long for an attached client to hold its writes, then bypasses it.
 pub const HOLD_TIMEOUT: Duration = Duration::from_secs(2);
-/// A client that was told to hold lets go by itself after this time, so a dead MDS cannot stop it. The seq it then
-/// writes with is refused by the copysets if the snapshot was made meanwhile, and it refreshes.
+/// A client that was told to hold and did not acknowledge lets go by itself after this time, so a dead MDS cannot stop
+/// it: without the acknowledgement the snapshot is sealed. An acknowledged hold is ended by the MDS only; after this
+/// time the client asks another node.
 pub const HOLD_RELEASE_AFTER: Duration = Duration::from_secs(5);
 
 const _: () = assert!(CHUNK_BYTES.is_multiple_of(PAGE_BYTES));
