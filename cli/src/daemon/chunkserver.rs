@@ -1,6 +1,6 @@
 //! `ogee chunkserver`.
 
-use super::{DaemonArgs, detach_if_asked};
+use super::{DaemonArgs, allow_many_files, detach_if_asked};
 use crate::error::{CliError, ErrorKind};
 use crate::logging;
 use crate::signals::StopSignals;
@@ -38,6 +38,7 @@ pub(crate) fn dev_config(
 /// The configuration is wrong ([`ErrorKind::Usage`]), or the chunkserver does not start or had to stop.
 pub(crate) fn run(args: &DaemonArgs) -> Result<(), CliError> {
     detach_if_asked();
+    allow_many_files();
     let doing = || format!("chunkserver {}", args.config.display());
     let config = ChunkserverConfig::load(&args.config).map_err(|e| CliError::caused(ErrorKind::Usage, doing(), e))?;
     logging::start_for_daemon();

@@ -26,3 +26,12 @@ pub(crate) fn detach_if_asked() {
         let _ = rustix::process::setsid();
     }
 }
+
+/// Lets the daemon open as many files as the system allows it: a chunkserver keeps thousands of chunk files open. The
+/// default of a login session is 1,024.
+pub(crate) fn allow_many_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    // Without the right to raise it the daemon goes on and says so when a file cannot be opened.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+}
