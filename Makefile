@@ -5,7 +5,13 @@ export CARGO_TARGET_DIR ?= $(HOME)/.cache/ogee-target
 ROCKSDB_VERSION := $(shell sed -n '/^name = "librocksdb-sys"/{n;s/version = "\(.*\)"/\1/p}' Cargo.lock)
 export ROCKSDB_LIB_DIR ?= $(HOME)/.cache/ogee-rocksdb/$(ROCKSDB_VERSION)
 export ROCKSDB_STATIC = 1
+# Always the whole workspace: with another choice of packages cargo unifies features anew and compiles everything again. So tests are chosen by
+# the names of their files: all integration tests but those of vm-tests.
 CARGO_FLAGS := --release --locked --workspace
+UNIT_FOLDERS := $(filter-out vm-tests/tests/,$(wildcard */tests/ server/*/tests/))
+UNIT_FILES := $(foreach dir,$(UNIT_FOLDERS),$(notdir $(basename $(wildcard $(dir)*.rs))))
+UNIT_TREES := $(foreach dir,$(UNIT_FOLDERS),$(notdir $(patsubst %/main.rs,%,$(wildcard $(dir)*/main.rs))))
+UNIT_TESTS := $(addprefix --test ,$(sort $(UNIT_FILES) $(UNIT_TREES)))
 
 .PHONY: help deps rocksdb build demo test lint test-unit test-process test-vm fuzz
 
@@ -31,15 +37,14 @@ lint: rocksdb ## clippy with the workspace lints
 test: lint build test-unit test-process test-vm ## everything the gate runs
 
 test-unit: build ## unit, property, golden and component tests
-	cargo test $(CARGO_FLAGS) --exclude ogee-vm-tests
-	cargo test --release --locked -p ogee-vm-tests --lib
+	cargo test $(CARGO_FLAGS) --lib --bins $(UNIT_TESTS)
 
 # Tests of real processes and guests share two cores with what they test: one at a time.
 test-process: build ## real processes killed with kill -9 and stopped (OGEE_CRASH_ROUNDS=30)
-	cargo test --release --locked -p ogee-vm-tests --test crash --test stall --test mds_killed --test clone_cost -- --nocapture --test-threads 1
+	cargo test $(CARGO_FLAGS) --test crash --test stall --test mds_killed --test clone_cost -- --nocapture --test-threads 1
 
 test-vm: build ## real QEMU guests
-	cargo test --release --locked -p ogee-vm-tests --test harness_selftest --test boot_and_survive --test clone_isolation \
+	cargo test $(CARGO_FLAGS) --test harness_selftest --test boot_and_survive --test clone_isolation \
 	  --test rollback --test chunkserver_killed --test clear_errors --test full_disk -- --test-threads 1
 
 fuzz: rocksdb ## a short run of each fuzz target
