@@ -12,10 +12,10 @@ fn a_deposed_leader_refuses_reads_before_another_can_write() {
     for round in 0..3u32 {
         let old = cluster.leader(1);
         let others: Vec<u32> = cluster.all().into_iter().filter(|p| *p != old).collect();
+        let start = now();
         cluster.node(old).propose(1, format!("old {round}").as_bytes(), None).expect("acknowledged");
         cluster.net.isolate(old, others.clone());
         // The old leader is asked all the time. Whenever it still answers, nobody else may have written.
-        let start = now();
         let fresh = format!("new {round}");
         let mut written = false;
         while !written {
@@ -31,6 +31,8 @@ fn a_deposed_leader_refuses_reads_before_another_can_write() {
             }
         }
         println!("took over after {:?}", start.elapsed());
+        // One of the two has just promised its vote to the old leader.
+        assert!(start.elapsed() >= cluster.setup.tuning.election_max, "a lease was cut short");
         assert!(matches!(cluster.node(old).read(1), Err(RaftError::NoQuorum | RaftError::NotLeader(_))));
         let group = cluster.node(old).group(1);
         let late = cluster.node(old).run(async move {
