@@ -218,3 +218,74 @@ fn a_group_is_open_once_and_can_be_closed() {
     wait("the status", || node.group(1).state().borrow().status == GroupStatus::Shutdown);
     assert!(node.raft.group(1).is_none());
 }
+
+/// What a crash leaves behind after a snapshot was installed and before openraft heard of it: a checkpoint ahead of the
+/// log.
+fn plant_checkpoint(cluster: &Cluster, from: u32, to: u32) {
+    let file = |process: u32| cluster.dirs[process as usize - 1].path().join("checkpoint-1");
+    std::fs::copy(file(from), file(to)).expect("copy the checkpoint");
+}
+
+#[test]
+fn a_checkpoint_beyond_the_end_of_the_log_is_where_a_replica_starts() {
+    let mut cluster = Cluster::start(short_tail());
+    let (leader, behind) = leave_behind(&mut cluster);
+    plant_checkpoint(&cluster, leader, behind);
+    cluster.boot(behind);
+    cluster.converged(1, &numbered(0..200));
+    assert_eq!(cluster.node(behind).watched[&1].installs.load(Ordering::Relaxed), 0, "the log of the others suffices");
+    propose_all(&cluster, leader, &numbered(200..210));
+    cluster.converged(1, &numbered(0..210));
+}
+
+#[test]
+fn entries_that_a_checkpoint_contradicts_are_dropped() {
+    let mut cluster = Cluster::start(Setup::default());
+    let old = cluster.leader(1);
+    let others: Vec<u32> = cluster.all().into_iter().filter(|p| *p != old).collect();
+    propose_all(&cluster, old, &numbered(0..10));
+    cluster.converged(1, &numbered(0..10));
+    // The old leader writes entries that nobody else gets.
+    cluster.net.isolate(old, others.clone());
+    let group = cluster.node(old).group(1);
+    let written = cluster.node(old).wal.stats().entries;
+    let calls: Vec<_> = (0..60).map(|i| group.propose(Bytes::from(format!("lost {i}")), None)).collect();
+    wait("them to be on its disk", || cluster.node(old).wal.stats().entries == written + 60);
+    drop((calls, group));
+    cluster.kill(old);
+    cluster.net.heal();
+    let new = cluster.leader(1);
+    propose_all(&cluster, new, &numbered(10..50));
+    cluster.node(new).checkpoint(1).expect("checkpoint");
+    plant_checkpoint(&cluster, new, old);
+    cluster.boot(old);
+    cluster.converged(1, &numbered(0..50));
+    propose_all(&cluster, new, &numbered(50..60));
+    cluster.converged(1, &numbered(0..60));
+    cluster.kill(old);
+    cluster.boot(old);
+    cluster.converged(1, &numbered(0..60));
+}
+
+#[test]
+fn a_log_that_begins_after_its_checkpoint_is_refused() {
+    use crate::cluster::machine::{Machine, Parts, Watched};
+    let mut cluster = Cluster::start(short_tail());
+    let leader = cluster.leader(1);
+    propose_all(&cluster, leader, &numbered(0..100));
+    let node = cluster.node(leader);
+    node.checkpoint(1).expect("checkpoint");
+    wait("the purge", || node.group(1).purged_index() > 50);
+    let raft = node.raft.clone();
+    node.run(async move { raft.close_group(1).await });
+    // A state machine that has lost its checkpoint must not start from nothing.
+    let watched = std::sync::Arc::new(Watched::default());
+    let file = cluster.dirs[0].path().join("lost");
+    let (raft, parts) = (node.raft.clone(), std::sync::Arc::new(Parts(watched.clone())));
+    let id = replica(1, leader);
+    let opened = node.run(async move { raft.open_group(1, id, Machine { watched, file }, parts).await });
+    let error = opened.expect_err("the log and the checkpoint do not belong together");
+    let source = std::error::Error::source(&error).expect("it says why").to_string();
+    assert!(source.contains("the log begins after index"), "{source}");
+    cluster.kill(leader);
+}
