@@ -148,9 +148,7 @@ impl Replica {
         let (configs, now) = (metrics.membership_config.get_joint_config(), clock::now());
         let since = self.lease.held(term, self.id.0, configs, now);
         let leased = since.is_some_and(|at| now < at + self.tuning.read_lease());
-        // One that was removed hands over by itself, and whom it hands over to is voted for in spite of the lease.
-        let votes = configs.iter().any(|config| config.contains(&self.id.0));
-        if caught_up && leased && votes && self.handed_over.load(Ordering::Acquire) != term {
+        if caught_up && leased && self.handed_over.load(Ordering::Acquire) != term {
             LeaseRead::Granted(Term(term))
         } else {
             LeaseRead::Ask

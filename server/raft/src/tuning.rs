@@ -110,8 +110,7 @@ impl RaftTuning {
             enable_pre_vote: Some(true),
             enable_leader_restore: Some(false),
             allow_log_reversion: Some(false),
-            // A leader that is no member any more hands over after this, so that its followers have heard of it.
-            removed_leader_step_down: StepDownPolicy::After(150),
+            removed_leader_step_down: StepDownPolicy::Never,
             snapshot_policy: SnapshotPolicy::Never,
             max_in_snapshot_log_to_keep: u64::MAX,
             max_payload_entries: 1024,

@@ -168,18 +168,3 @@ fn the_lead_is_handed_over_quickly() {
         assert!(start.elapsed() < Duration::from_millis(700), "without waiting for a lease: {:?}", start.elapsed());
     }
 }
-
-#[test]
-fn a_leader_that_is_removed_hands_over() {
-    let cluster = Cluster::start(Setup::default());
-    let leader = cluster.leader(1);
-    cluster.node(leader).propose(1, b"before", None).expect("acknowledged");
-    let others: Vec<u32> = cluster.all().into_iter().filter(|p| *p != leader).collect();
-    let voters = others.iter().map(|p| crate::cluster::replica(1, *p)).collect();
-    let group = cluster.node(leader).group(1);
-    cluster.node(leader).run(async move { group.change_voters(voters).await }).expect("the membership changes");
-    assert!(cluster.node(leader).read(1).is_err(), "it is no member any more");
-    let next = cluster.leader_among(1, &others);
-    cluster.node(next).propose(1, b"after", None).expect("two of two");
-    assert!(cluster.node(leader).read(1).is_err());
-}

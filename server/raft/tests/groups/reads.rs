@@ -90,39 +90,3 @@ fn an_isolated_follower_does_not_disturb_when_it_returns() {
     cluster.converged(1, &expected);
     assert_eq!(cluster.node(leader).read(1), Ok(term), "pre-vote keeps the term");
 }
-
-#[test]
-fn a_restart_forgets_no_promise() {
-    let mut cluster = Cluster::start(Setup::default());
-    for round in 0..3u32 {
-        let leader = cluster.leader(1);
-        let others: Vec<u32> = cluster.all().into_iter().filter(|p| *p != leader).collect();
-        let (loyal, rival) = (others[0], others[1]);
-        // The rival has not heard of the leader for long and asks for votes again and again.
-        cluster.net.cut(leader, rival);
-        cluster.net.cut(rival, leader);
-        let start = now();
-        wait("the rival's lease to end", || start.elapsed() > Duration::from_millis(2000));
-        let start = now();
-        cluster.node(leader).propose(1, format!("promised {round}").as_bytes(), None).expect("two of three");
-        // The only one that keeps the rival from being elected restarts, and hears nothing of the leader afterwards.
-        cluster.kill(loyal);
-        cluster.net.isolate(leader, others.clone());
-        cluster.boot(loyal);
-        let next = {
-            let mut found = None;
-            wait("another leader", || {
-                found = others.iter().copied().find(|p| cluster.node(*p).group(1).is_leader());
-                found.is_some()
-            });
-            found.expect("found")
-        };
-        println!("{next} leads after {:?}", start.elapsed());
-        assert!(start.elapsed() >= cluster.setup.tuning.election_max, "a promise was forgotten");
-        cluster.net.heal();
-        wait("the old leader to follow", || {
-            let hint = cluster.node(leader).group(1).leader().process;
-            hint != leader && hint != 0
-        });
-    }
-}
