@@ -7,6 +7,7 @@ use crate::api::{LeaderHint, Members, Proposed, RaftError};
 use crate::budget::Spent;
 use crate::poll_once;
 use crate::replica::{LeaseRead, Replica};
+use crate::snapshot::ReplicaSource;
 use crate::state::{GroupState, GroupStatus, InitializeError, MembershipError};
 use crate::types::{Command, PeerNode, TypeConfig};
 use crate::wal::WalErrorKind;
@@ -227,6 +228,13 @@ impl RaftGroup {
         let membership = metrics.membership_config.membership();
         let process = |id: &u64| membership.get_node(id).map_or(0, |node| node.process);
         membership.voter_ids().map(|id| (ReplicaId(id), process(&id))).collect()
+    }
+
+    /// The other voters, to be asked for parts of their state.
+    #[must_use]
+    pub fn others(&self) -> Vec<ReplicaSource> {
+        let others = self.members().into_iter().filter(|(replica, _)| *replica != self.0.id);
+        others.map(|(replica, process)| ReplicaSource::new(&self.0, replica, process)).collect()
     }
 
     /// Replicas that receive the log but have no vote.

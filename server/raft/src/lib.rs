@@ -34,6 +34,7 @@ pub mod wal;
 pub use api::*;
 pub use group::RaftGroup;
 pub use process::{OpenError, PeerConnection, RaftProcess};
+pub use snapshot::ReplicaSource;
 pub use state::{GroupFailure, GroupState, GroupStatus, InitializeError, MembershipError};
 pub use tuning::{RaftTuning, TuningError};
 pub use wal::{Wal, WalError, WalErrorKind, WalOptions};

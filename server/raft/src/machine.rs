@@ -9,7 +9,7 @@
 use crate::alias::{Entry, LogId, SnapshotMeta, StoredMembership, log_id_at, pos_of};
 use crate::api::{Applied, ApplyEntry, EntryKind, RaftSnapshot, StateMachine, StateMachineError};
 use crate::codec::{self, CodecError};
-use crate::snapshot::FetchSource;
+use crate::snapshot::ReplicaSource;
 use crate::tail::Tail;
 use crate::types::{Reply, TypeConfig};
 use bytes::Bytes;
@@ -31,7 +31,7 @@ trait AnyMachine: Send + Sync {
     fn install<'a>(
         &'a mut self,
         snapshot: RaftSnapshot,
-        source: &'a FetchSource,
+        source: &'a ReplicaSource,
     ) -> BoxFuture<'a, Result<(), StateMachineError>>;
 }
 
@@ -51,7 +51,7 @@ impl<S: StateMachine> AnyMachine for S {
     fn install<'a>(
         &'a mut self,
         snapshot: RaftSnapshot,
-        source: &'a FetchSource,
+        source: &'a ReplicaSource,
     ) -> BoxFuture<'a, Result<(), StateMachineError>> {
         Box::pin(StateMachine::install(self, snapshot, source))
     }
@@ -144,7 +144,7 @@ impl Machine {
     pub(crate) async fn install(
         &self,
         snapshot: RaftSnapshot,
-        source: &FetchSource,
+        source: &ReplicaSource,
     ) -> Result<Installed, MachineFault> {
         let mut inner = self.inner.lock().await;
         let Some(target) = snapshot.applied.pos.map(log_id_at) else { return Ok(Installed::Already) };

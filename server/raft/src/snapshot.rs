@@ -13,6 +13,7 @@ use crate::links::Links;
 use crate::machine::{Installed, MachineFault, SnapshotMarker};
 use crate::replica::Replica;
 use bytes::Bytes;
+use ogee_common::id::ReplicaId;
 use ogee_common::limits::{RAFT_FETCH_REQUEST_BYTES_MAX, RAFT_FETCH_TIMEOUT};
 use ogee_proto::data::{Opcode, RaftHead, Status};
 use ogee_proto::link::Responder;
@@ -21,12 +22,25 @@ use smallvec::SmallVec;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Fetches parts of a snapshot from the replica that sent it.
-pub(crate) struct FetchSource {
-    pub(crate) links: Arc<Links>,
-    pub(crate) process: u32,
-    pub(crate) group: u64,
-    pub(crate) replica: u64,
+/// Fetches parts of another replica's state: of a snapshot from the replica that sent it, or to repair what is damaged
+/// here.
+pub struct ReplicaSource {
+    links: Arc<Links>,
+    process: u32,
+    group: u64,
+    replica: u64,
+}
+
+impl ReplicaSource {
+    pub(crate) fn new(own: &Replica, replica: ReplicaId, process: u32) -> Self {
+        Self { links: own.links.clone(), process, group: own.group, replica: replica.0 }
+    }
+}
+
+impl std::fmt::Debug for ReplicaSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ReplicaSource").field("process", &self.process).field("replica", &self.replica).finish_non_exhaustive()
+    }
 }
 
 /// Why a part did not come.
@@ -44,7 +58,7 @@ fn failed(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> StateM
     StateMachineError { verb: "fetch snapshot part", source: source.into() }
 }
 
-impl SnapshotSource for FetchSource {
+impl SnapshotSource for ReplicaSource {
     async fn fetch(&self, request: Bytes) -> Result<Bytes, StateMachineError> {
         if request.len() > RAFT_FETCH_REQUEST_BYTES_MAX {
             return Err(failed(FetchError::TooLong(request.len())));
@@ -131,12 +145,7 @@ async fn install(replica: &Replica, head: &SnapshotHead, snapshot: RaftSnapshot)
     }
     let fault = |e: codec::CodecError| InstallError::Machine(e.into());
     let membership = codec::decode_stored_membership(&snapshot.applied.membership).map_err(fault)?;
-    let source = FetchSource {
-        links: replica.links.clone(),
-        process: head.sender_process,
-        group: replica.group,
-        replica: head.sender_replica,
-    };
+    let source = ReplicaSource::new(replica, ReplicaId(head.sender_replica), head.sender_process);
     let done = replica.machine.install(snapshot, &source).await.map_err(InstallError::Machine)?;
     if done == Installed::Now {
         tracing::info!(target: "controlpath", group = replica.group, index = last.index, "raft snapshot installed");

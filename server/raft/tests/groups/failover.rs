@@ -2,7 +2,7 @@
 
 use crate::cluster::{Cluster, DEADLINE, Setup, now, numbered, wait};
 use bytes::Bytes;
-use ogee_raft::RaftError;
+use ogee_raft::{RaftError, RaftTuning};
 use std::time::Duration;
 
 /// Proposes to whoever leads until it is acknowledged, and says how long that took.
@@ -167,4 +167,23 @@ fn the_lead_is_handed_over_quickly() {
         println!("handed over in {:?}", start.elapsed());
         assert!(start.elapsed() < Duration::from_millis(700), "without waiting for a lease: {:?}", start.elapsed());
     }
+}
+
+#[test]
+fn a_closed_connection_is_noticed_without_the_timer() {
+    // A patience so long that only a closed connection can cut it: then the lease alone is waited for.
+    let tuning = RaftTuning {
+        election_min: Duration::from_secs(4),
+        election_max: Duration::from_millis(4100),
+        ..RaftTuning::default()
+    };
+    let mut cluster = Cluster::start(Setup { tuning: tuning.clone(), ..Setup::default() });
+    let leader = cluster.leader(1);
+    cluster.node(leader).propose(1, b"before", None).expect("acknowledged");
+    cluster.kill(leader);
+    let took = insist(&cluster, 1, b"after");
+    println!("replaced after {took:?}");
+    // By the timer at the earliest: the lease, counted from a heartbeat before the end, and half of a patience.
+    let timer = tuning.election_max + tuning.election_min / 2 - tuning.heartbeat;
+    assert!(took < timer, "not before the timer: {took:?} of {timer:?}");
 }

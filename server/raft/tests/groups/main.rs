@@ -3,6 +3,7 @@
 
 mod cluster;
 mod failover;
+mod frames;
 mod many_groups;
 mod reads;
 mod recovery;

@@ -90,3 +90,63 @@ fn an_isolated_follower_does_not_disturb_when_it_returns() {
     cluster.converged(1, &expected);
     assert_eq!(cluster.node(leader).read(1), Ok(term), "pre-vote keeps the term");
 }
+
+#[test]
+fn a_restart_forgets_no_promise() {
+    let mut cluster = Cluster::start(Setup::default());
+    let lease = cluster.setup.tuning.election_max;
+    let leader = cluster.leader(1);
+    let others: Vec<u32> = cluster.all().into_iter().filter(|p| *p != leader).collect();
+    let (loyal, rival) = (others[0], others[1]);
+    // The rival has the whole log and hears nothing of the leader: only the promise of the third keeps it from the lead.
+    cluster.node(leader).propose(1, b"everybody has this", None).expect("acknowledged");
+    cluster.converged(1, &[Bytes::from_static(b"everybody has this")]);
+    cluster.net.isolate(leader, [rival]);
+    let start = now();
+    wait("the rival's lease to end", || start.elapsed() > lease * 2);
+    cluster.node(leader).read(1).expect("by the promise of the loyal one");
+    // The loyal one restarts, and hears nothing of the leader afterwards.
+    cluster.kill(loyal);
+    cluster.net.isolate(leader, others.clone());
+    let booted = now();
+    cluster.boot(loyal);
+    let mut asked = None::<std::time::Instant>;
+    loop {
+        assert!(booted.elapsed() < DEADLINE, "nobody takes over");
+        // Often, but not so often that one attempt ends the one before.
+        if asked.is_none_or(|at| at.elapsed() > Duration::from_millis(100)) {
+            asked = Some(now());
+            let group = cluster.node(rival).group(1);
+            cluster.node(rival).run(async move { group.elect().await });
+        }
+        let deposed = others.iter().any(|p| cluster.node(*p).group(1).is_leader());
+        let read = cluster.node(leader).read(1);
+        assert!(!(deposed && read.is_ok()), "a stale read: another leads already");
+        if deposed {
+            break;
+        }
+    }
+    println!("took over {:?} after the restart began", booted.elapsed());
+    assert!(booted.elapsed() >= lease, "a promise was forgotten");
+}
+
+#[test]
+fn a_new_leader_serves_no_read_before_it_has_applied() {
+    let cluster = Cluster::start(Setup::default());
+    let old = cluster.leader(1);
+    let next = cluster.all().into_iter().find(|p| *p != old).expect("three");
+    cluster.node(next).watched[&1].held.send_replace(true);
+    cluster.node(old).propose(1, b"acknowledged", None).expect("acknowledged");
+    let group = cluster.node(old).group(1);
+    cluster.node(old).run(async move { group.transfer_leader(crate::cluster::replica(1, next)).await });
+    wait("the other to lead", || cluster.node(next).group(1).is_leader());
+    // The first waits for what is committed to be applied; by the second the lease is certainly held.
+    for _ in 0..2 {
+        let read = cluster.node(next).read(1);
+        assert!(read.is_err(), "it has not applied what its predecessor acknowledged: {read:?}");
+    }
+    cluster.node(next).watched[&1].held.send_replace(false);
+    wait("reads to be served", || cluster.nodes.values().any(|n| n.read(1).is_ok()));
+    let leader = cluster.leader(1);
+    assert_eq!(cluster.node(leader).commands(1), [Bytes::from_static(b"acknowledged")]);
+}

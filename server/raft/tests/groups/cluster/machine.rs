@@ -9,6 +9,7 @@ use ogee_raft::{
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use tokio::sync::watch;
 
 /// Commands in one part of a snapshot.
 const PART: usize = 16;
@@ -34,6 +35,8 @@ pub struct Watched {
     pub broken: AtomicBool,
     /// Makes fetches fail.
     pub withhold: AtomicBool,
+    /// Makes apply wait while it is true.
+    pub held: watch::Sender<bool>,
 }
 
 impl Watched {
@@ -134,6 +137,9 @@ impl StateMachine for Machine {
         if self.watched.broken.load(Ordering::Relaxed) {
             return Err(failed("told to break"));
         }
+        let mut held = self.watched.held.subscribe();
+        // An error cannot be: the sender lives in `watched`.
+        let _ = held.wait_for(|held| !*held).await;
         self.watched.batches.fetch_add(1, Ordering::Relaxed);
         let mut state = self.watched.state();
         let mut replies = Vec::with_capacity(entries.len());

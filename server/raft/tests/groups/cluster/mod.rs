@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
-const CLUSTER: [u8; 16] = *b"raft test clustr";
+pub const CLUSTER: [u8; 16] = *b"raft test clustr";
 /// Every wait of a test ends here.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
