@@ -1,5 +1,6 @@
 //! The command line as a whole. Each group of commands has its arguments in its own file.
 
+use crate::bench::{self, BenchArgs};
 use crate::checksum::ChecksumArgs;
 use crate::cluster::{ClusterCommand, PoolCommand};
 use crate::connect::GlobalArgs;
@@ -89,6 +90,9 @@ pub(crate) enum Command {
         ogee vhost-blk golden@v1 --socket /run/ogee/v1.sock --read-only\n\n\
         It prints `ready` and what QEMU and libvirt need. SIGTERM and SIGINT end it: requests in flight are answered first.")]
     VhostBlk(VhostBlkArgs),
+    /// Put load on volumes and report rates, latencies and what they cost
+    #[command(after_help = bench::EXAMPLES)]
+    Bench(Box<BenchArgs>),
     /// Run a metadata server in the foreground
     #[command(after_help = "Example:\n  ogee mds --config /etc/ogee/mds.toml")]
     Mds(DaemonArgs),

@@ -78,6 +78,17 @@ impl Context {
         Ok(mds)
     }
 
+    /// The folder of the dev cluster that the command talks to; `None` if it is another cluster.
+    #[must_use]
+    pub(crate) fn dev_cluster(&self) -> Option<PathBuf> {
+        if self.global.dir.is_some() {
+            return self.global.dir.clone();
+        }
+        let is_named = |list: String| !list.trim().is_empty();
+        let elsewhere = !self.global.mds.is_empty() || std::env::var("OGEE_MDS").is_ok_and(is_named);
+        Some(self.dev_dir()).filter(|dir| !elsewhere && dev::is_dev_dir(dir))
+    }
+
     fn mds_addrs(&self) -> Result<Vec<String>, CliError> {
         if !self.global.mds.is_empty() {
             return checked(&self.global.mds, "--mds");

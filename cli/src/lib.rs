@@ -9,6 +9,7 @@
 //! | `image/`, `qcow2/`, `sparse.rs` | `image import`; the qcow2 format; holes and zeros |
 //! | `export/`, `checksum.rs`, `copy_out.rs` | `export`, `checksum`; reading a whole volume in order |
 //! | `vhost.rs` | `vhost-blk` |
+//! | `bench/` | `bench` |
 //! | `dev/` | `dev`: a cluster on this machine |
 //! | `daemon/` | `mds`, `chunkserver` |
 //! | `error.rs`, `sdk_error.rs` | exit codes and the one line of an error |
@@ -19,6 +20,7 @@
 //! the command never panics on input. Deliberately absent: policy of any kind (it is the servers') and retries (the SDK's).
 
 mod args;
+mod bench;
 mod checksum;
 mod cluster;
 mod connect;
@@ -104,6 +106,7 @@ async fn act_as_client(context: Context, command: Command) -> Result<(), CliErro
         Command::Clone(args) => snapshot::clone_volume(c, args).await,
         Command::Rollback(args) => snapshot::rollback(c, args).await,
         Command::VhostBlk(args) => vhost::run(c, args).await,
+        Command::Bench(args) => Box::pin(bench::run(c, *args)).await,
         Command::Mds(_) | Command::Chunkserver(_) => {
             Err(CliError::new(ErrorKind::Failure, "a daemon has a runtime of its own"))
         }

@@ -28,6 +28,7 @@ pub(crate) use record::{is_dev_dir, mds_addrs};
 use crate::connect::Context;
 use crate::error::CliError;
 use clap::Subcommand;
+use std::path::Path;
 
 /// The commands.
 #[derive(Debug, Clone, Subcommand)]
@@ -46,6 +47,16 @@ pub(crate) enum DevCommand {
     /// Stop the cluster and delete its data
     #[command(after_help = "Example:\n  ogee dev destroy --dir /var/tmp/try --yes")]
     Destroy(down::DestroyArgs),
+}
+
+/// The daemons of the dev cluster in the folder that are running: names and process ids.
+///
+/// # Errors
+/// The folder holds no dev cluster, or its record is damaged.
+pub(crate) fn processes(dir: &Path) -> Result<Vec<(String, u32)>, CliError> {
+    let (root, record) = layout::existing_root(dir)?;
+    let running = |place: layout::DaemonPlace| process::find(&place).map(|r| (place.name, r.pid));
+    Ok(layout::daemons(&root, &record).into_iter().filter_map(running).collect())
 }
 
 /// Carries out a command.
