@@ -256,14 +256,39 @@ impl RaftGroup {
     }
 
     /// Makes exactly `voters` the voters, all of them members already; others leave the group. Returns when the change
-    /// is committed.
+    /// is committed. A leader that is not among `voters` removes nobody: it hands the lead over to one of them that
+    /// votes already and answers `NotLeader`, and the new leader is to be asked. So nobody leads a group that it has left.
     ///
     /// # Errors
     /// [`MembershipError`].
     pub async fn change_voters(&self, voters: BTreeSet<ReplicaId>) -> Result<(), MembershipError> {
+        if !voters.contains(&self.0.id) {
+            self.hand_over(&voters).await?;
+        }
         let ids: BTreeSet<u64> = voters.into_iter().map(|r| r.0).collect();
         let result = self.0.raft.change_membership(ChangeMembers::ReplaceAllVoters(ids), false).await;
         self.changed(result.err())
+    }
+
+    /// Leaves the lead to the one of `voters` that has most of the log. `Ok` if this replica does not lead anyway.
+    async fn hand_over(&self, voters: &BTreeSet<ReplicaId>) -> Result<(), MembershipError> {
+        let (term, heir) = {
+            let metrics = self.0.metrics.borrow_watched();
+            if metrics.state != ServerState::Leader {
+                return Ok(());
+            }
+            let matching = |id: &u64| metrics.replication.as_ref().and_then(|all| all.get(id).copied().flatten());
+            let configs = metrics.membership_config.get_joint_config();
+            let eligible = voters.iter().map(|id| id.0).filter(|id| configs.iter().all(|c| c.contains(id)));
+            (metrics.current_term, eligible.max_by_key(matching))
+        };
+        let heir = heir.ok_or(MembershipError::Refused)?;
+        let mut state = self.0.state.subscribe();
+        self.transfer_leader(ReplicaId(heir)).await;
+        let over = state.wait_for(|s| !s.is_leader || s.leader.term.0 > term || s.status != GroupStatus::Running);
+        // A refused heir gets no second chance here: its group falls silent and elects somebody when the lease ends.
+        let _ = tokio::time::timeout(self.0.tuning.lease() * 2, over).await;
+        Err(MembershipError::NotLeader(self.leader()))
     }
 
     fn changed(

@@ -2,7 +2,7 @@
 
 use crate::cluster::{Cluster, DEADLINE, Setup, now, numbered, wait};
 use bytes::Bytes;
-use ogee_raft::{RaftError, RaftTuning};
+use ogee_raft::{MembershipError, RaftError, RaftTuning};
 use std::time::Duration;
 
 /// Proposes to whoever leads until it is acknowledged, and says how long that took.
@@ -186,4 +186,27 @@ fn a_closed_connection_is_noticed_without_the_timer() {
     // By the timer at the earliest: the lease, counted from a heartbeat before the end, and half of a patience.
     let timer = tuning.election_max + tuning.election_min / 2 - tuning.heartbeat;
     assert!(took < timer, "not before the timer: {took:?} of {timer:?}");
+}
+
+#[test]
+fn a_leader_hands_over_before_it_is_removed() {
+    let cluster = Cluster::start(Setup::default());
+    let old = cluster.leader(1);
+    cluster.node(old).propose(1, b"before", None).expect("acknowledged");
+    let others: Vec<u32> = cluster.all().into_iter().filter(|p| *p != old).collect();
+    let voters: std::collections::BTreeSet<_> = others.iter().map(|p| crate::cluster::replica(1, *p)).collect();
+    let remove = |process: u32| {
+        let (group, voters) = (cluster.node(process).group(1), voters.clone());
+        cluster.node(process).run(async move { group.change_voters(voters).await })
+    };
+    let refused = remove(old);
+    assert!(matches!(refused, Err(MembershipError::NotLeader(_))), "it does not remove itself: {refused:?}");
+    let next = cluster.leader_among(1, &others);
+    assert_eq!(cluster.node(next).group(1).members().len(), 3, "nothing has changed but the lead");
+    wait("the new leader to remove the old one", || others.iter().any(|p| remove(*p).is_ok()));
+    let next = cluster.leader_among(1, &others);
+    let members: std::collections::BTreeSet<_> = cluster.node(next).group(1).members().into_keys().collect();
+    assert_eq!(members, voters);
+    cluster.node(next).propose(1, b"after", None).expect("two of two");
+    assert!(!cluster.node(old).group(1).is_leader() && cluster.node(old).read(1).is_err());
 }
