@@ -8,7 +8,7 @@
 //! | `volume.rs`, `snapshot.rs` | `volume`; `snapshot`, `clone`, `rollback` |
 //! | `image/`, `qcow2/`, `sparse.rs` | `image import`; the qcow2 format; holes and zeros |
 //! | `export/`, `checksum.rs`, `copy_out.rs` | `export`, `checksum`; reading a whole volume in order |
-//! | `vhost.rs` | `vhost-blk` |
+//! | `vhost.rs`, `null_device.rs` | `vhost-blk`; the device of `--null` |
 //! | `bench/` | `bench` |
 //! | `dev/` | `dev`: a cluster on this machine |
 //! | `daemon/` | `mds`, `chunkserver` |
@@ -32,6 +32,7 @@ mod export;
 mod image;
 mod logging;
 mod names;
+mod null_device;
 mod open;
 mod output;
 pub mod qcow2;

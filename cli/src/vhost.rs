@@ -6,13 +6,15 @@
 use crate::connect::Context;
 use crate::error::{CliError, ErrorKind};
 use crate::logging;
+use crate::null_device::NullDevice;
 use crate::open::{close_volume, open_volume};
 use crate::output::Output;
 use crate::signals::StopSignals;
 use clap::Args;
-use ogee_client::{BlockDevice, OpenMode, Volume};
+use ogee_client::{BlockDevice, DeviceInfo, OpenMode};
+use ogee_common::limits::PAGE_BYTES;
 use ogee_common::name::VolumeRef;
-use ogee_common::size::ByteLen;
+use ogee_common::size::{ByteLen, parse_bytes};
 use ogee_vhost_blk::{
     QUEUE_SIZE_DEFAULT, QemuOptions, QemuReconnect, ServeError, StopHandle, VhostBlkConfig, VhostBlkServer,
     libvirt_disk_xml, qemu_args,
@@ -29,8 +31,11 @@ const EXAMPLE_MEMORY_MIB: u32 = 1024;
 #[derive(Debug, Clone, Args)]
 pub(crate) struct VhostBlkArgs {
     /// The volume, or with --read-only also a snapshot
-    #[arg(value_name = "VOLUME[@SNAPSHOT]", value_parser = VolumeRef::parse)]
-    volume: VolumeRef,
+    #[arg(value_name = "VOLUME[@SNAPSHOT]", value_parser = VolumeRef::parse, required_unless_present = "null")]
+    volume: Option<VolumeRef>,
+    /// Serve a device of this size that answers everything at once and keeps nothing, for measurements; needs no cluster
+    #[arg(long, value_name = "SIZE", value_parser = null_size, conflicts_with_all = ["volume", "steal", "read_only"])]
+    null: Option<u64>,
     /// The UNIX socket to serve; at most 107 bytes
     #[arg(long, value_name = "PATH")]
     socket: PathBuf,
@@ -46,6 +51,22 @@ pub(crate) struct VhostBlkArgs {
     /// Fail an IO that takes longer, in seconds; by default the guest waits for ever
     #[arg(long, value_name = "SECONDS")]
     io_timeout: Option<u64>,
+}
+
+impl VhostBlkArgs {
+    /// What is served, for people.
+    fn subject(&self) -> String {
+        self.volume.as_ref().map_or_else(|| "a null device".to_owned(), ToString::to_string)
+    }
+}
+
+/// The size of a null device: whole pages.
+fn null_size(text: &str) -> Result<u64, String> {
+    match parse_bytes(text) {
+        Ok(bytes) if bytes > 0 && bytes % u64::from(PAGE_BYTES) == 0 => Ok(bytes),
+        Ok(_) => Err(format!("a null device has a multiple of {PAGE_BYTES} bytes")),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -77,15 +98,19 @@ impl Ready<'_> {
 /// # Errors
 /// The volume cannot be opened, the socket not served, or the volume not given back.
 pub(crate) async fn run(context: &Context, args: VhostBlkArgs) -> Result<(), CliError> {
-    let doing = format!("serve {} on {}", args.volume, args.socket.display());
+    let doing = format!("serve {} on {}", args.subject(), args.socket.display());
     serve(context, args).await.map_err(|e| e.within(doing))
 }
 
 async fn serve(context: &Context, args: VhostBlkArgs) -> Result<(), CliError> {
     let mut signals = StopSignals::listen()?;
+    let Some(name) = &args.volume else {
+        let device = NullDevice::new(args.null.unwrap_or_default());
+        return serve_open(context.out, &args, &device, &mut signals).await;
+    };
     let cluster = context.cluster(args.io_timeout.map(Duration::from_secs))?;
     let mode = if args.read_only { OpenMode::ReadOnly } else { OpenMode::ReadWrite { steal: args.steal } };
-    let volume = open_volume(&cluster, &args.volume, mode).await?;
+    let volume = open_volume(&cluster, name, mode).await?;
     let served = serve_open(context.out, &args, &volume, &mut signals).await;
     let closed = tokio::select! {
         closed = close_volume(&volume) => closed,
@@ -95,13 +120,13 @@ async fn serve(context: &Context, args: VhostBlkArgs) -> Result<(), CliError> {
     closed
 }
 
-async fn serve_open(
-    out: Output, args: &VhostBlkArgs, volume: &Volume, signals: &mut StopSignals,
+async fn serve_open<D: BlockDevice>(
+    out: Output, args: &VhostBlkArgs, device: &D, signals: &mut StopSignals,
 ) -> Result<(), CliError> {
     let stop = StopHandle::new().map_err(serve_failed)?;
     let config = VhostBlkConfig { num_queues: args.queues, ..VhostBlkConfig::new(&args.socket) };
-    let server = VhostBlkServer::bind(volume.clone(), config, stop.clone()).map_err(serve_failed)?;
-    say_ready(out, args, volume)?;
+    let server = VhostBlkServer::bind(device.clone(), config, stop.clone()).map_err(serve_failed)?;
+    say_ready(out, args, &device.info())?;
     // From here on a person reads the log; before, an error is one line.
     logging::start_for_daemon();
     let (finished, mut running) = oneshot::channel();
@@ -129,8 +154,7 @@ async fn serve_open(
     }
 }
 
-fn say_ready(out: Output, args: &VhostBlkArgs, volume: &Volume) -> Result<(), CliError> {
-    let info = volume.info();
+fn say_ready(out: Output, args: &VhostBlkArgs, info: &DeviceInfo) -> Result<(), CliError> {
     // A guest finds the socket from its own working directory.
     let socket = std::path::absolute(&args.socket).unwrap_or_else(|_| args.socket.clone());
     let options = QemuOptions {
@@ -142,7 +166,7 @@ fn say_ready(out: Output, args: &VhostBlkArgs, volume: &Volume) -> Result<(), Cl
     let ready = Ready {
         ready: true,
         socket: &socket,
-        volume: args.volume.to_string(),
+        volume: args.subject(),
         size_bytes: info.size_bytes,
         read_only: info.read_only,
         qemu_args: qemu_args(&socket, &options),

@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use ogee_common::limits::{IO_BYTES_MAX, SECTOR_BYTES};
 use ogee_common::name::VolumeRef;
 use ogee_common::size::{ByteLen, parse_bytes};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// IOs in flight of all jobs together; each costs a buffer.
@@ -22,6 +23,7 @@ Examples:
   ogee bench b1 b2 b3 b4 --rw randrw --rwmixread 70 --iodepth 16 --numjobs 2
   ogee bench b1 --rw write --bs 1M --iodepth 16
   ogee bench b1 --rw randwrite --iodepth 32 --size 1G --verify --runtime 60
+  ogee bench --vhost-socket /run/ogee/vm1.sock --num-queues 4 --numjobs 4 --rw randread --iodepth 32
 
 The volumes' content is overwritten by every load but reads. CPU, memory and bytes written are those of the daemons of
 a dev cluster (--dir or ./ogee-dev); for any other cluster name its processes on this machine: --pids cs-1=4711,mds-1=4712.
@@ -89,8 +91,14 @@ impl Load {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct BenchArgs {
     /// The volumes; for loads that only read also snapshots
-    #[arg(value_name = "VOLUME[@SNAPSHOT]", value_parser = VolumeRef::parse, required = true)]
+    #[arg(value_name = "VOLUME[@SNAPSHOT]", value_parser = VolumeRef::parse, required_unless_present = "vhost_socket")]
     pub(crate) volumes: Vec<VolumeRef>,
+    /// Load a vhost-user-blk device at this socket instead, of this or another program; needs no cluster
+    #[arg(long, value_name = "PATH", conflicts_with = "volumes")]
+    pub(crate) vhost_socket: Option<PathBuf>,
+    /// Queues of the device; each job has one
+    #[arg(long, value_name = "N", requires = "vhost_socket", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) num_queues: u16,
     /// What is done
     #[arg(long, value_enum, default_value = "randread")]
     pub(crate) rw: Load,
@@ -184,7 +192,7 @@ impl BenchArgs {
     pub(crate) fn validate(&self) -> Result<(), CliError> {
         let sector = u64::from(SECTOR_BYTES);
         let is_bad_size = self.bs == 0 || self.bs > u64::from(IO_BYTES_MAX) || !self.bs.is_multiple_of(sector);
-        let jobs = self.volumes.len() * self.numjobs as usize;
+        let jobs = self.volumes.len().max(1) * self.numjobs as usize;
         let in_flight = jobs.saturating_mul(self.iodepth as usize);
         let buffers = self.bs.saturating_mul(in_flight as u64);
         let twice = self.volumes.iter().enumerate().find(|(i, v)| self.volumes[..*i].contains(v));
@@ -199,6 +207,8 @@ impl BenchArgs {
             format!("{} of buffers for all IOs in flight; at most {most} are possible", ByteLen(buffers))
         } else if let Some((_, volume)) = twice {
             format!("{volume} is named twice; for more load on it use --numjobs")
+        } else if self.vhost_socket.is_some() && self.numjobs > self.num_queues.into() {
+            format!("{} jobs on {} queues; each job needs one: --num-queues", self.numjobs, self.num_queues)
         } else if self.verify && self.mix().change == Verb::Discard {
             "--verify does not know what a discarded block holds; use a load that writes".to_owned()
         } else if self.verify && self.is_read_only() {

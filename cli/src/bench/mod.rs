@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `args.rs` | the arguments |
 //! | `target.rs`, `sdk_target.rs` | what is loaded; a volume through the SDK |
+//! | `vhost_target.rs` | a vhost-user-blk device, without a virtual machine |
 //! | `plan.rs` | which IO comes next |
 //! | `job.rs`, `phase.rs` | the load loop; its threads |
 //! | `pattern.rs`, `ledger.rs`, `verifier.rs` | `--verify`: what is written, what may be there, what was found |
@@ -28,6 +29,7 @@ mod sdk_target;
 mod tally;
 mod target;
 mod verifier;
+mod vhost_target;
 
 pub(crate) use args::{BenchArgs, EXAMPLES};
 
@@ -47,9 +49,11 @@ use plan::{Blocks, Order, Plan, Verb};
 use procs::{Process, Sample};
 use report::{ByProcess, Report};
 use sdk_target::SdkSource;
+use std::path::Path;
 use std::sync::Arc;
 use target::Source;
 use verifier::Verifier;
+use vhost_target::{VhostOptions, VhostSource};
 
 /// IOs in flight of each volume while it is filled or read back.
 const SWEEP_DEPTH: usize = 16;
@@ -63,6 +67,9 @@ const SWEEP_BYTES: u64 = 1 << 20;
 pub(crate) async fn run(context: &Context, args: BenchArgs) -> Result<(), CliError> {
     args.validate()?;
     let mut signals = StopSignals::listen()?;
+    if let Some(socket) = &args.vhost_socket {
+        return measure_vhost(context, &args, socket, &mut signals).await;
+    }
     let cluster = context.cluster(Some(args.io_timeout()))?;
     let mut volumes = Vec::with_capacity(args.volumes.len());
     let mut done = Ok(());
@@ -94,6 +101,31 @@ async fn measure(
         args.volumes.iter().zip(volumes).map(|(n, v)| SdkSource { name: n.to_string(), device: v.clone() }).collect();
     let bench = Bench::new(args, sources, context.out.is_json())?;
     let report = bench.run(&processes, replicas, signals).await?;
+    show(context, report)
+}
+
+/// The same on a device that somebody serves at a socket.
+async fn measure_vhost(
+    context: &Context, args: &BenchArgs, socket: &Path, signals: &mut StopSignals,
+) -> Result<(), CliError> {
+    let processes = processes(context, args)?;
+    let sweeps = args.prefill || args.verify;
+    let depth = if sweeps { SWEEP_DEPTH.max(args.iodepth as usize) } else { args.iodepth as usize };
+    let io_bytes = if sweeps { SWEEP_BYTES.max(args.bs) } else { args.bs };
+    let source = VhostSource::connect(&VhostOptions {
+        socket: socket.to_owned(),
+        num_queues: args.num_queues,
+        depth: u16::try_from(depth).unwrap_or(u16::MAX),
+        io_bytes_max: usize::try_from(io_bytes).expect("an IO is bounded by IO_BYTES_MAX"),
+    })?;
+    let bench = Bench::new(args, vec![source], context.out.is_json())?;
+    let mut report = bench.run(&processes, 1, signals).await?;
+    report.system = "vhost-user-blk";
+    show(context, report)
+}
+
+/// Prints the report; IO that failed and data that was wrong make the exit code.
+fn show(context: &Context, report: Report) -> Result<(), CliError> {
     context.out.result(&report, Report::text)?;
     match report.errors {
         0 => Ok(()),

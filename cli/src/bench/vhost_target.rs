@@ -77,10 +77,6 @@ fn protocol(verb: &'static str) -> impl FnOnce(vhost::Error) -> VhostError {
     move |source| VhostError::Protocol { verb, source }
 }
 
-fn user_protocol(verb: &'static str) -> impl FnOnce(vhost::vhost_user::Error) -> VhostError {
-    move |source| VhostError::Protocol { verb, source: vhost::Error::VhostUserProtocol(source) }
-}
-
 #[derive(Debug)]
 struct Shared {
     socket: PathBuf,
@@ -125,15 +121,15 @@ fn negotiate(front: &mut Frontend, num_queues: u16) -> Result<(), VhostError> {
         return Err(VhostError::Features { missing });
     }
     front.set_features(offered & (NEEDED | WANTED)).map_err(protocol("set features"))?;
-    let known = front.get_protocol_features().map_err(user_protocol("get protocol features"))?;
+    let known = front.get_protocol_features().map_err(protocol("get protocol features"))?;
     let wanted =
         VhostUserProtocolFeatures::CONFIG | VhostUserProtocolFeatures::MQ | VhostUserProtocolFeatures::REPLY_ACK;
-    front.set_protocol_features(known & wanted).map_err(user_protocol("set protocol features"))?;
+    front.set_protocol_features(known & wanted).map_err(protocol("set protocol features"))?;
     if known.contains(VhostUserProtocolFeatures::REPLY_ACK) {
         front.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
     }
     if known.contains(VhostUserProtocolFeatures::MQ) {
-        let offered = front.get_queue_num().map_err(user_protocol("get number of queues"))?;
+        let offered = front.get_queue_num().map_err(protocol("get number of queues"))?;
         if offered < u64::from(num_queues) {
             return Err(VhostError::Queues { offered, wanted: num_queues });
         }
@@ -145,7 +141,7 @@ fn negotiate(front: &mut Frontend, num_queues: u16) -> Result<(), VhostError> {
 fn capacity(front: &mut Frontend) -> Result<u64, VhostError> {
     let empty = [0; CONFIG_BYTES as usize];
     let config = front.get_config(0, CONFIG_BYTES, VhostUserConfigFlags::empty(), &empty);
-    let (_, config) = config.map_err(user_protocol("get configuration"))?;
+    let (_, config) = config.map_err(protocol("get configuration"))?;
     let sectors = config.first_chunk().map(|bytes| u64::from_le_bytes(*bytes));
     sectors.ok_or(VhostError::Memory(std::io::ErrorKind::UnexpectedEof.into()))
 }
@@ -168,7 +164,7 @@ fn start_queues(front: &mut Frontend, options: &VhostOptions) -> Result<Vec<Ring
         front.set_vring_base(queue, 0).map_err(protocol("set queue position"))?;
         front.set_vring_call(queue, &ring.call).map_err(protocol("set interrupt"))?;
         front.set_vring_kick(queue, &ring.kick).map_err(protocol("set kick"))?;
-        front.set_vring_enable(queue, true).map_err(user_protocol("enable queue"))?;
+        front.set_vring_enable(queue, true).map_err(protocol("enable queue"))?;
         rings.push(ring);
     }
     Ok(rings)
