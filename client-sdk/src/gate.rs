@@ -18,7 +18,7 @@
 //!
 //! A write that was given up with an unknown outcome (IO timeout, dropped future) may still land. It is remembered as
 //! *abandoned* with its seq, and as long as that is the current seq no hold is acknowledged: the MDS then bypasses this
-//! client, and its seal bounds the stray attempt.
+//! client, and its seal bounds the stray attempt. A detach tells the MDS of it, with the same effect on later snapshots.
 //!
 //! Used by `io.rs` (entering), `attempt.rs` (seq) and `watch.rs` (holding). Absent: time, the MDS.
 
@@ -103,6 +103,11 @@ impl Gate {
     /// seq learned from a refusal is as good as one from the MDS.
     pub(crate) fn raise_seq(&self, seq: VolumeSeq) {
         self.seq.fetch_max(seq.0, Ordering::SeqCst);
+    }
+
+    /// Whether a write that was given up may still land with the current seq.
+    pub(crate) fn has_strays(&self) -> bool {
+        self.state().abandoned >= self.seq()
     }
 
     /// Whether IO that has started may go on.

@@ -182,7 +182,8 @@ impl Volume {
         self.at.gate.close().await;
         let fenced = self.at.gate.check() == Err(IoErrorKind::Fenced);
         if !self.at.is_read_only() && !fenced {
-            let request = DetachVolumeRequest { volume: self.at.info.volume.0, epoch: self.at.info.epoch.0 };
+            let (volume, epoch) = (self.at.info.volume.0, self.at.info.epoch.0);
+            let request = DetachVolumeRequest { volume, epoch, unclean: self.at.gate.has_strays() };
             match self.at.cluster.mds.detach_volume(request).await {
                 // Whoever took it has ended this attach already.
                 Err(e) if !matches!(e.kind, MdsErrorKind::Fenced | MdsErrorKind::NotFound) => {

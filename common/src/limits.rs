@@ -177,6 +177,8 @@ pub const FETCH_BYTES_MAX: usize = 4 << 20;
 pub const NO_SPACE_PAUSE: Duration = Duration::from_millis(500);
 /// A read waits this long for a write to the same pages that cannot finish, then is answered "not ready".
 pub const BUSY_READ_WAIT: Duration = Duration::from_secs(1);
+/// Rows that one read of a client may have repaired from other replicas before it is answered "corrupt".
+pub const READ_REPAIRS_MAX: usize = 16;
 /// Times that a column is fetched anew because a version of it went during the fetch, before the install fails.
 pub const COLUMN_FETCH_ATTEMPTS: usize = 8;
 

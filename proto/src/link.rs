@@ -148,6 +148,9 @@ struct LinkInner {
 
 impl Drop for LinkInner {
     fn drop(&mut self) {
+        self.queue.close();
+        // Their callers hold no link: they learn it from here.
+        lock(&self.pending).take();
         self.reader.abort();
         self.writer.abort();
     }

@@ -101,6 +101,20 @@ async fn an_ended_connection_ends_its_calls() {
 }
 
 #[tokio::test]
+async fn a_dropped_connection_ends_its_calls() {
+    let (addr, _, _task) = start(None).await;
+    let link = Link::connect(addr, &hello(1)).await.expect("connect");
+    let unanswered = link.call(Opcode::Status, b"", smallvec::smallvec![]);
+    let answered = link.call(Opcode::Status, b"", payload(1));
+    answered.await.expect("a reply");
+    let closed = link.closed();
+    drop(link);
+    let ended = tokio::time::timeout(std::time::Duration::from_secs(5), unanswered).await;
+    assert!(matches!(ended.expect("at once"), Err(LinkError::Closed)));
+    closed.await;
+}
+
+#[tokio::test]
 async fn refusals_and_foreign_versions_are_told() {
     let (addr, _, _t) = start(Some(Status::WrongTarget)).await;
     let refused = Link::connect(addr, &hello(1)).await.expect_err("must be refused");

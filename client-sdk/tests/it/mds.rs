@@ -40,6 +40,8 @@ pub(crate) struct Inner {
     pub(crate) lose: HashMap<&'static str, usize>,
     pub(crate) fail: HashMap<&'static str, MdsErrorKind>,
     pub(crate) acks: Vec<u64>,
+    /// Of each detach, whether it gave writes up.
+    pub(crate) detaches: Vec<bool>,
 }
 
 /// The shared state.
@@ -238,6 +240,7 @@ impl Mds for Node {
         let mut inner = self.enter("detach_volume")?;
         self.shared.data.mark("detach");
         let r = r.into_inner();
+        inner.detaches.push(r.unclean);
         inner.volumes.values_mut().filter(|v| v.volume.id == r.volume).for_each(|v| v.client = 0);
         reply(inner, "detach_volume", Empty {})
     }

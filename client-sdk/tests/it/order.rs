@@ -3,11 +3,12 @@
 use crate::chunkserver::{Reaction, Seen};
 use crate::mds::SIZE;
 use crate::{Fixture, eventually, pattern, read, within, write};
-use ogee_client::BlockDevice;
+use ogee_client::{BlockDevice, IoErrorKind};
 use ogee_proto::data::{Opcode, Status};
 use ogee_proto::mds::AttachState;
 use ogee_proto::mds::attach_event::Event;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::Notify;
 
 /// The first attempt stalls on its connection, the retry goes over a new one with a newer generation to the same
@@ -140,6 +141,20 @@ async fn detach_waits_for_io_in_flight_and_then_tells_the_mds() {
     let after = |s: &Seen| matches!(s, Seen::Arrived { .. } | Seen::Executed { .. });
     assert!(!log[detached..].iter().any(after), "nothing is sent after the detach");
     within(v.detach()).await.expect("a second detach is no error");
+    assert_eq!(f.mds.inner().detaches, [false, false], "nothing was given up");
+}
+
+/// A write that was given up may still land after the detach: the MDS is told, so that it seals later snapshots.
+#[tokio::test]
+async fn a_detach_after_an_abandoned_write_says_so() {
+    let f = Fixture::with(|c| c.io_timeout = Some(Duration::from_millis(100))).await;
+    let v = f.open().await;
+    write(&v, 0, pattern(0, 4096)).await;
+    f.data.script(Opcode::Write, 1, Reaction::Stall);
+    let error = within(v.write(0, pattern(1, 4096))).await.expect_err("no answer in time");
+    assert_eq!(error.kind, IoErrorKind::TimedOut);
+    within(v.detach()).await.expect("detaches");
+    assert_eq!(f.mds.inner().detaches, [true]);
 }
 
 #[tokio::test]

@@ -139,6 +139,9 @@ fn requests() {
     let rows = FetchRequest::Rows { version: VERSION, from_index: 0x0c0d, from_row: 3 };
     golden(&[], &rows.encode(), "01 02 03 2211000000000000 33000000 4400000000000000 0d0c000000000000");
     assert_eq!(FetchRequest::decode(&rows.encode()).expect("decode"), rows);
+    let row = FetchRequest::Row { version: VERSION, row: 3 };
+    golden(&[], &row.encode(), "01 03 03 2211000000000000 33000000 4400000000000000");
+    assert_eq!(FetchRequest::decode(&row.encode()).expect("decode"), row);
 }
 
 #[test]

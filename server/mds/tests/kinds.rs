@@ -47,8 +47,8 @@ async fn users_fences_and_limits() {
     c.attach_volume(attach("a", 2, true)).await.expect("steal");
     check(c.allocate_segment(allocate(&first, 0)).await, K::Fenced, Code::Aborted);
     let (volume, epoch) = (first.volume.as_ref().expect("volume").id, first.epoch);
-    check(c.detach_volume(m::DetachVolumeRequest { volume, epoch }).await, K::Fenced, Code::Aborted);
-    c.detach_volume(m::DetachVolumeRequest { volume, epoch: epoch + 1 }).await.expect("detach");
+    check(c.detach_volume(m::DetachVolumeRequest { volume, epoch, unclean: false }).await, K::Fenced, Code::Aborted);
+    c.detach_volume(m::DetachVolumeRequest { volume, epoch: epoch + 1, unclean: false }).await.expect("detach");
     c.create_snapshot(snapshot_of("a", "s")).await.expect("snapshot");
     let delete = m::DeleteVolumeRequest { path: "a".into(), owner: String::new() };
     check(c.delete_volume(delete).await, K::InUse, Code::FailedPrecondition);

@@ -39,7 +39,7 @@ async fn a_golden_image_is_cloned_rolled_back_and_removed() {
     assert_eq!(placed.segments[0].copysets.len(), CHUNKS_PER_SEGMENT as usize);
     assert_eq!(placed.segments[0].copysets.iter().collect::<BTreeSet<_>>().len(), 8, "every copyset has its share");
     let volume = grant.volume.as_ref().expect("volume").id;
-    let detach = m::DetachVolumeRequest { volume, epoch: grant.epoch };
+    let detach = m::DetachVolumeRequest { volume, epoch: grant.epoch, unclean: false };
     c.detach_volume(detach).await.expect("detach");
     let snapshot = c.create_snapshot(snapshot_of("images/golden", "v1")).await.expect("snapshot").into_inner();
     assert_eq!((snapshot.ready, &snapshot.hold[..], snapshot.seq), (true, "detached", 1));
@@ -53,7 +53,7 @@ async fn a_golden_image_is_cloned_rolled_back_and_removed() {
     let copysets = m::GetCopysetsRequest { ids: placed.segments[0].copysets.clone() };
     let copysets = c.get_copysets(copysets).await.expect("copysets").into_inner().copysets;
     assert!(copysets.iter().all(|c| c.replicas.len() == 3 && c.replicas.iter().all(|r| !r.addr.is_empty())));
-    c.detach_volume(m::DetachVolumeRequest { volume: clone.id, epoch: mine.epoch }).await.expect("detach");
+    c.detach_volume(m::DetachVolumeRequest { volume: clone.id, epoch: mine.epoch, unclean: false }).await.expect("detach");
 
     c.create_snapshot(snapshot_of("vms/web", "clean")).await.expect("snapshot");
     let rollback =

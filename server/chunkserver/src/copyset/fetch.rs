@@ -36,6 +36,13 @@ pub enum FetchRequest {
         /// First row.
         from_row: u8,
     },
+    /// One row of a version with its pages, to repair a page of ours (see [`super::repair`]).
+    Row {
+        /// The version.
+        version: VersionKey,
+        /// The row.
+        row: u8,
+    },
 }
 
 /// All versions of all layers that share a chunk index: what is fetched as one.
@@ -67,10 +74,10 @@ pub struct FetchedRow {
     pub data: Bytes,
 }
 
-/// Answer to [`FetchRequest::Rows`].
+/// Answer to [`FetchRequest::Rows`] and [`FetchRequest::Row`].
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RowsAnswer {
-    /// Index applied by the sender.
+    /// Index applied by the sender: after the rows were gathered for `Rows`, before the row was for `Row`.
     pub applied: u64,
     /// The version does not exist any more.
     pub gone: bool,
@@ -95,6 +102,10 @@ fn put_version(version: &VersionKey, out: &mut Vec<u8>) {
     out.extend_from_slice(&version.seq.0.to_le_bytes());
 }
 
+fn take_version(f: &mut Fields<'_>) -> Result<VersionKey, ChunkStoreError> {
+    Ok(VersionKey::new(LayerId(f.u64()?), ChunkIndex(f.u32()?), VolumeSeq(f.u64()?)))
+}
+
 fn put_count(n: usize, out: &mut Vec<u8>) {
     out.extend_from_slice(&u32::try_from(n).expect("messages are bounded by their size").to_le_bytes());
 }
@@ -115,6 +126,10 @@ impl FetchRequest {
                 put_version(version, &mut out);
                 out.extend_from_slice(&from_index.to_le_bytes());
             }
+            Self::Row { version, row } => {
+                out.extend_from_slice(&[3, *row]);
+                put_version(version, &mut out);
+            }
         }
         seal(&[], out).into()
     }
@@ -130,8 +145,11 @@ impl FetchRequest {
                 1 => Self::List { from: ChunkIndex(f.u32()?), to: ChunkIndex(f.u32()?) },
                 2 => {
                     let from_row = f.u8()?;
-                    let version = VersionKey::new(LayerId(f.u64()?), ChunkIndex(f.u32()?), VolumeSeq(f.u64()?));
-                    Self::Rows { version, from_index: f.u64()?, from_row }
+                    Self::Rows { version: take_version(&mut f)?, from_index: f.u64()?, from_row }
+                }
+                3 => {
+                    let row = f.u8()?;
+                    Self::Row { version: take_version(&mut f)?, row }
                 }
                 _ => return Err(f.error()),
             };

@@ -181,9 +181,14 @@ impl StateMachine for CopysetMachine {
         source: &(impl SnapshotSource + 'static),
     ) -> Result<(), StateMachineError> {
         let verb = "install a Raft snapshot";
-        // What was applied before becomes durable first: the fetch replaces checkpointed rows.
-        self.checkpoint().await?;
-        let result = crate::copyset::install::install(&self.store, &snapshot, source).await;
+        // What was applied before becomes durable first: the fetch replaces checkpointed rows. From here on no repair
+        // makes anything dirty.
+        self.store.set_installing(true).await;
+        let result = match self.checkpoint().await {
+            Ok(_) => crate::copyset::install::install(&self.store, &snapshot, source).await,
+            Err(e) => return Err(e),
+        };
+        self.store.set_installing(false).await;
         match result {
             // The source failed: what was fetched is marked, and the leader tries again.
             Err(e) if !e.is_fatal() => Err(StateMachineError { verb, source: Box::new(e) }),

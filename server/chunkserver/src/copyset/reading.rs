@@ -1,11 +1,11 @@
 //! Reads for clients.
 //!
 //! INV: every page is verified against its checksum before it is returned; a mismatch is [`ReadError::Corrupt`], never
-//! data. Cost: nothing but memory copies and checksums when the pages are cached by the kernel
+//! data; [`super::repair`] then mends the page from another replica. Cost: nothing but memory copies and checksums when the pages are cached by the kernel
 //! and the rows by us; otherwise one hand-off to the blocking pool for rows and one for pages.
 
 use crate::store::error::{ChunkStoreError, ChunkStoreErrorKind};
-use crate::store::key::ChunkKey;
+use crate::store::key::{ChunkKey, VersionKey};
 use crate::store::lookup::View;
 use crate::store::page_io::PagesRead;
 use crate::store::{CopysetStore, PageSource, Refusal};
@@ -79,6 +79,8 @@ pub enum ReadError {
         at: ChunkKey,
         /// The page of the chunk.
         page: u32,
+        /// The version that holds the page.
+        version: VersionKey,
     },
     /// The replica is starting, installing, or the pages are held up by a full disk; try later.
     #[error("the replica cannot be read now")]
@@ -148,8 +150,10 @@ impl CopysetStore {
                 return Err(ReadError::NotReady);
             }
             let page = first + u32::try_from(*bad).expect("a chunk has few pages");
-            self.report_damage(&read.sources[*bad], range.at.chunk.0, page);
-            return Err(ReadError::Corrupt { at: range.at, page });
+            let source = &read.sources[*bad];
+            self.report_damage(source, range.at.chunk.0, page);
+            let version = source.version().expect("only a page with data can be bad");
+            return Err(ReadError::Corrupt { at: range.at, page, version });
         }
         Ok(outcome(range, first, read))
     }

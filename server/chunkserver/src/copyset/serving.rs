@@ -82,6 +82,7 @@ impl CopysetStore {
             FetchRequest::Rows { version, from_index, from_row } => {
                 Ok(self.rows_since(version, from_index, from_row).await?.encode())
             }
+            FetchRequest::Row { version, row } => Ok(self.row_now(version, row).await?.encode()),
         }
     }
 
@@ -130,6 +131,17 @@ impl CopysetStore {
         answer.gone = state.version(version).is_none();
         answer.applied = state.applied_index();
         Ok(answer)
+    }
+
+    /// One row, for a repair. It holds the effects of all entries up to `applied` and of none above its `last_index`.
+    async fn row_now(self: &Arc<Self>, version: VersionKey, row: u8) -> Result<RowsAnswer, ChunkStoreError> {
+        if u32::from(row) >= ROWS_PER_CHUNK {
+            return Err(ChunkStoreError::Fetch { what: "request for a row" });
+        }
+        let applied = self.state().applied_index();
+        let rows = self.fetched_row(version, row, 0).await?.into_iter().collect();
+        let gone = self.state().version(version).is_none();
+        Ok(RowsAnswer { applied, gone, next_row: row + 1, rows })
     }
 
     /// A row as it is at one moment, with its verified pages; `None` when it does not exist or is older.

@@ -6,7 +6,7 @@
 
 use super::copysets::{Copysets, Hosted};
 use super::sessions::{Session, Sessions};
-use crate::copyset::ReadOutcome;
+use crate::copyset::{ReadError, ReadOutcome};
 use crate::store::SpaceState;
 use bytes::Bytes;
 use ogee_common::checksum::fragment_crcs;
@@ -178,7 +178,12 @@ async fn read(hosted: Hosted, head: ReadHead, responder: Responder) {
     if let Err(error) = hosted.group.read_barrier().await {
         return answer_error(error, hosted.group.leader(), responder);
     }
-    match hosted.store.read(&head).await {
+    let outcome = match hosted.store.read(&head).await {
+        // Boxed: rare, and it would make every read's task larger.
+        Err(ReadError::Corrupt { .. }) => Box::pin(hosted.store.read_or_repair(&head, &hosted.group.others())).await,
+        other => other,
+    };
+    match outcome {
         Ok(ReadOutcome::AllZero) => {
             responder.send(Status::Ok, &ReadReply { crcs: vec![] }.encode(), Bytes::new());
         }

@@ -51,6 +51,9 @@ impl CopysetStore {
         self.write_batch(batch).await?;
         count(&self.process.counters.checkpoints);
         let unlink = {
+            // A repair that has loaded a dirty row must find it dirty when it changes it. What it changed since `gather`
+            // is forgotten with the cache or found damaged once more after a crash, and repaired again.
+            let _gate = self.gate.lock().await;
             let mut state = self.state();
             self.clean(&mut state, &work);
             let gone = work.removed.iter().map(|(key, _)| *key).filter(|key| state.version(*key).is_none());

@@ -35,6 +35,8 @@ pub struct CopysetStore {
     pub(crate) id: CopysetId,
     state: Mutex<State>,
     pub(crate) gate: tokio::sync::Mutex<()>,
+    /// Held while a page is repaired from another replica.
+    pub(crate) repairing: tokio::sync::Mutex<()>,
 }
 
 /// Rows that an operation has loaded, with their stamp then; so that a small cache cannot starve it.
@@ -52,7 +54,8 @@ pub(crate) enum Known {
 
 impl CopysetStore {
     pub(crate) fn new(process: Arc<ChunkStore>, id: CopysetId) -> Arc<Self> {
-        Arc::new(Self { process, id, state: Mutex::default(), gate: tokio::sync::Mutex::new(()) })
+        let (gate, repairing) = (tokio::sync::Mutex::new(()), tokio::sync::Mutex::new(()));
+        Arc::new(Self { process, id, state: Mutex::default(), gate, repairing })
     }
 
     /// The copyset.

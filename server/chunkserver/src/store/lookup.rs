@@ -34,6 +34,15 @@ pub enum PageSource {
 }
 
 impl PageSource {
+    /// The version whose file holds the page, if any does.
+    #[must_use]
+    pub const fn version(&self) -> Option<VersionKey> {
+        match self {
+            Self::Data { version, .. } | Self::Damaged { version } => Some(*version),
+            Self::Absent | Self::Zero => None,
+        }
+    }
+
     /// Whether the page reads as zeros.
     #[must_use]
     pub const fn is_zero(&self) -> bool {

@@ -70,7 +70,7 @@ pub mod process;
 pub mod record;
 pub mod row;
 pub(crate) mod state;
-mod write;
+pub(crate) mod write;
 
 pub use crate::copyset::reading::{ReadChain, ReadError, ReadOutcome, ReadRange};
 pub use copyset_store::CopysetStore;

@@ -159,10 +159,7 @@ impl CopysetStore {
     }
 
     fn runs(&self, sources: &[PageSource], first: u32) -> Vec<Run> {
-        let version_at = |i: usize| match sources.get(i) {
-            Some(PageSource::Data { version, .. } | PageSource::Damaged { version }) => Some(*version),
-            _ => None,
-        };
+        let version_at = |i: usize| sources.get(i).and_then(PageSource::version);
         let mut runs = vec![];
         let mut at = 0;
         while at < sources.len() {

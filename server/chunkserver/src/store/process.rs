@@ -57,6 +57,8 @@ impl Default for StoreTuning {
 pub struct StoreCounters {
     /// Pages that failed their checksum when read.
     pub corrupt_pages: AtomicU64,
+    /// Damaged pages mended from another replica.
+    pub repaired_pages: AtomicU64,
     /// Partial writes below the recovery horizon onto pages that failed their checksum, taken for newer than the
     /// checkpoint.
     pub unverified_pages: AtomicU64,

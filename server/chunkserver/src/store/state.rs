@@ -1,4 +1,5 @@
-//! [`State`]: what a copyset keeps in memory of its chunks. Changed only by the one task that applies; read by many.
+//! [`State`]: what a copyset keeps in memory of its chunks. Changed only by the one task that applies, and by repairs of
+//! damaged pages under the gate; read by many.
 //!
 //! Invariants: the versions of a chunk are sorted by seq and unique; a row that differs from the metadata store is in
 //! `dirty_rows`, and its version in `dirty_versions`; a file that was written since the last checkpoint is in
@@ -47,6 +48,8 @@ pub(crate) struct DirtyFile {
 #[derive(Debug, Default)]
 pub(crate) struct State {
     pub(crate) loaded: bool,
+    /// A Raft snapshot is being installed: nothing is repaired meanwhile.
+    pub(crate) installing: bool,
     pub(crate) applied: Applied,
     /// The position in the metadata store.
     pub(crate) checkpointed: Applied,
@@ -176,6 +179,7 @@ impl State {
     pub(crate) fn is_dirty(&self) -> bool {
         self.applied != self.checkpointed
             || !self.removed.is_empty()
+            || !self.dirty_files.is_empty()
             || !self.dirty_versions.is_empty()
             || !self.layers.dirty().is_empty()
     }

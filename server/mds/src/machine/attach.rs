@@ -8,8 +8,8 @@
 //! ```
 //!
 //! Invariants: an epoch is given out once and is higher than every one before (INV); only the current epoch places
-//! segments; an attach that did not end by a detach leaves its layer unclean: its client may still send writes, see
-//! [`super::snapshots`].
+//! segments; an attach that did not end by a detach, or by one that gave up writes, leaves its layer unclean: some of
+//! its writes may still land, see [`super::snapshots`].
 
 use super::command::{Expected, Grant, Outcome};
 use super::row::{
@@ -38,9 +38,7 @@ pub(crate) fn attach(
         if takes_over != Some(attached.epoch) {
             return Err(Refusal::Attached { by: attached.description, epoch: attached.epoch }.into());
         }
-        let mut layer: LayerRow = tx.expect(&volume.layer)?;
-        layer.unclean = true;
-        tx.put(&volume.layer, &layer);
+        mark_unclean(tx, volume.layer)?;
     }
     volume.epoch = AttachEpoch(volume.epoch.0 + 1);
     volume.attached = Some(AttachRow { epoch: volume.epoch, client, description: description.to_owned() });
@@ -48,6 +46,14 @@ pub(crate) fn attach(
     let seq = namespace::head_seq(tx, &volume)?;
     let grant = grant(tx, id, &volume, (volume.layer, seq), volume.size_bytes)?;
     Ok(Outcome::Attached(Box::new(Grant { epoch: volume.epoch, ..grant })))
+}
+
+/// Writes with a seq of the layer may still be on their way to its copysets.
+fn mark_unclean(tx: &mut Tx<'_>, id: LayerId) -> Step<()> {
+    let mut layer: LayerRow = tx.expect(&id)?;
+    layer.unclean = true;
+    tx.put(&id, &layer);
+    Ok(())
 }
 
 /// What a read-only attach of the volume, or of one of its snapshots, may read. Nothing is recorded.
@@ -87,17 +93,21 @@ fn grant(
     })
 }
 
-/// Ends an attach whose client has drained its writes. Repeating it changes nothing.
+/// Ends an attach whose client has drained its writes; `unclean` when it gave some up without knowing their outcome.
+/// Repeating it changes nothing.
 ///
 /// # Errors
 /// `NotFound`; `Fenced` when it is not the last attach.
-pub(crate) fn detach(tx: &mut Tx<'_>, id: VolumeId, epoch: AttachEpoch) -> Step<Outcome> {
+pub(crate) fn detach(tx: &mut Tx<'_>, id: VolumeId, epoch: AttachEpoch, unclean: bool) -> Step<Outcome> {
     let mut volume: VolumeRow = tx.get(&id)?.ok_or(Refusal::VolumeGone)?;
     if epoch != volume.epoch {
         return Err(Refusal::Fenced { given: epoch, current: volume.epoch }.into());
     }
     if volume.attached.take().is_some() {
         tx.put(&id, &volume);
+        if unclean {
+            mark_unclean(tx, volume.layer)?;
+        }
     }
     Ok(Outcome::Done)
 }

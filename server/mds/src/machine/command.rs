@@ -87,8 +87,8 @@ pub(crate) enum Command {
     RollbackVolume { path: String, snapshot: String, ends: Option<AttachEpoch> },
     /// Attaches for writing, taking over from this attach.
     AttachVolume { path: String, client: u64, description: String, takes_over: Option<AttachEpoch> },
-    /// Ends an attach whose client has drained.
-    DetachVolume { volume: VolumeId, epoch: AttachEpoch },
+    /// Ends an attach whose client has drained; `unclean`: except for writes whose outcome it does not know.
+    DetachVolume { volume: VolumeId, epoch: AttachEpoch, unclean: bool },
     /// Places a segment.
     AllocateSegment {
         volume: VolumeId,

@@ -2,7 +2,8 @@
 //!
 //! **Exactness (INV).** After the snapshot at seq `s` is ready, no write with a seq up to `s` is accepted in any copyset
 //! of the layer. Who could still send one: the attached client, unless it held its writes until the commit; and every
-//! client whose attach of this head ended without a detach, with any seq (it may learn newer ones from refusals). If
+//! client whose attach of this head ended without a detach, with any seq (it may learn newer ones from refusals), or whose
+//! detach said that it gave writes up. If
 //! there is none, the snapshot is ready at once (nobody attached) or when the leader confirms that the hold lasted. Else
 //! every copyset of the layer is sealed at `s + 1` first, which cuts each client's writes at a point between its own
 //! earlier and later ones. **A layer that was sealed at `m` stays sealed at `m`**: segments placed later are sealed
