@@ -9,7 +9,7 @@
 //! | `job.rs`, `phase.rs` | the load loop; its threads |
 //! | `pattern.rs`, `ledger.rs`, `verifier.rs` | `--verify`: what is written, what may be there, what was found |
 //! | `tally.rs` | counts and latencies |
-//! | `procs.rs` | CPU, memory and disk bytes of processes |
+//! | `procs.rs`, `scrape.rs` | CPU, memory and disk bytes of processes; flushes and bytes from `/metrics` |
 //! | `live.rs` | the line on the terminal |
 //! | `report.rs` | table and JSON |
 //!
@@ -25,6 +25,7 @@ mod phase;
 mod plan;
 mod procs;
 mod report;
+mod scrape;
 mod sdk_target;
 mod tally;
 mod target;
@@ -46,8 +47,9 @@ use ogee_common::size::ByteLen;
 use ogee_proto::mds as m;
 use phase::{Outcome, Phase, Timing};
 use plan::{Blocks, Order, Plan, Verb};
-use procs::{Process, Sample};
+use procs::Process;
 use report::{ByProcess, Report};
+use scrape::{Observation, Parts};
 use sdk_target::SdkSource;
 use std::path::Path;
 use std::sync::Arc;
@@ -120,7 +122,7 @@ async fn measure_vhost(
     })?;
     let bench = Bench::new(args, vec![source], context.out.is_json())?;
     let mut report = bench.run(&processes, 1, signals).await?;
-    report.system = "vhost-user-blk";
+    (report.system, report.volumes) = ("vhost-user-blk", 1);
     show(context, report)
 }
 
@@ -138,14 +140,12 @@ fn show(context: &Context, report: Report) -> Result<(), CliError> {
 
 /// Whose CPU is counted: this process, those named, and those of a dev cluster.
 fn processes(context: &Context, args: &BenchArgs) -> Result<Vec<Process>, CliError> {
-    let mut all = vec![Process { name: "bench".to_owned(), pid: std::process::id() }];
+    let mut all = vec![Process { name: "bench".to_owned(), pid: std::process::id(), metrics: None }];
     all.extend(args.pids.iter().cloned());
     if let Some(dir) = context.dev_cluster() {
-        let found = crate::dev::processes(&dir)?;
-        let named = |pid: u32, all: &[Process]| all.iter().any(|p| p.pid == pid);
-        for (name, pid) in found {
-            if !named(pid, &all) {
-                all.push(Process { name, pid });
+        for daemon in crate::dev::processes(&dir)? {
+            if !all.iter().any(|p| p.pid == daemon.pid) {
+                all.push(Process { name: daemon.name, pid: daemon.pid, metrics: daemon.metrics });
             }
         }
     }
@@ -196,13 +196,13 @@ impl<'a, S: Source> Bench<'a, S> {
         &self, processes: &[Process], replicas: u32, signals: &mut StopSignals,
     ) -> Result<Report, CliError> {
         let nothing = || std::future::ready(());
-        let sample = || std::future::ready(Sample::take(processes));
+        let look = || Observation::take(processes);
         let timing = Timing { ramp: self.args.ramp(), runtime: self.args.runtime() };
         let filled = match self.args.prefill {
             true => Some(self.phase("prefill", Timing::SWEEP, signals).run(self.sweep(Verb::Write), nothing).await?),
             false => None,
         };
-        let load = self.phase(self.args.rw.as_str(), timing, signals).run(self.load(), sample).await?;
+        let load = self.phase(self.args.rw.as_str(), timing, signals).run(self.load(), look).await?;
         let read_back = match self.args.verify {
             true => Some(self.phase("read back", Timing::SWEEP, signals).run(self.sweep(Verb::Read), nothing).await?),
             false => None,
@@ -271,7 +271,7 @@ impl<'a, S: Source> Bench<'a, S> {
     }
 
     #[allow(clippy::cast_precision_loss)] // figures for people
-    fn report(&self, load: Outcome<Sample>, processes: &[Process], replicas: u32) -> Report {
+    fn report(&self, load: Outcome<Observation>, processes: &[Process], replicas: u32) -> Report {
         let all = load.tally.all().row(load.seconds);
         let mut report = Report::new(self.args, all, load.seconds);
         let row = |verb| load.tally.row(verb, load.seconds);
@@ -279,9 +279,14 @@ impl<'a, S: Source> Bench<'a, S> {
         (report.discard, report.flush) = (row(Verb::Discard), row(Verb::Flush));
         (report.errors, report.first_error) = (load.tally.errors, load.tally.first_error.clone());
         if let Some((first, last)) = &load.observed {
-            let by = ByProcess::between(processes, first, last, all.ios);
-            let writes = report.write.map_or(0, |w| w.ios);
-            let bytes = writes * self.args.bs * u64::from(replicas);
+            let by = ByProcess::between(processes, &first.sample, &last.sample, all.ios);
+            let writes = report.write.map_or(0, |w| w.ios) * u64::from(replicas);
+            let bytes = writes * self.args.bs;
+            if let Some(did) = Observation::between(processes, first, last) {
+                report.flushes_per_1000_of = Parts::flushes(&did, writes);
+                report.flushes_per_1000 = report.flushes_per_1000_of.map(|p| p.sum());
+                report.write_amplification_of = Parts::bytes(&did, bytes);
+            }
             report.write_amplification =
                 by.chunkservers_wrote.filter(|_| bytes > 0).map(|wrote| wrote as f64 / bytes as f64);
             report.set_processes(by);

@@ -16,6 +16,7 @@ use std::cell::RefCell;
 use std::error::Error;
 use std::future::poll_fn;
 use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -81,7 +82,8 @@ fn protocol(verb: &'static str) -> impl FnOnce(vhost::Error) -> VhostError {
 struct Shared {
     socket: PathBuf,
     size_bytes: u64,
-    front: FrontHandle,
+    /// Open as long as the device is used; watched by every job for its end.
+    connection: UnixStream,
     /// Queues that no job has.
     free: Mutex<Vec<Ring>>,
 }
@@ -102,13 +104,14 @@ impl VhostSource {
             let error = VhostError::Depth { depth: options.depth };
             return Err(CliError::caused(ErrorKind::Usage, doing(), error));
         }
-        let mut front = Frontend::connect(&options.socket, u64::from(options.num_queues))
-            .map_err(|e| CliError::caused(ErrorKind::Unavailable, doing(), e))?;
+        let unreachable = |e| CliError::caused(ErrorKind::Unavailable, doing(), e);
+        let connection = UnixStream::connect(&options.socket).map_err(unreachable)?;
+        let stream = connection.try_clone().map_err(unreachable)?;
+        let mut front = Frontend::from_stream(stream, u64::from(options.num_queues));
         negotiate(&mut front, options.num_queues).map_err(failed)?;
         let size_bytes = capacity(&mut front).map_err(failed)? * SECTOR;
         let rings = start_queues(&mut front, options).map_err(failed)?;
-        let front = FrontHandle(front);
-        let shared = Shared { socket: options.socket.clone(), size_bytes, front, free: Mutex::new(rings) };
+        let shared = Shared { socket: options.socket.clone(), size_bytes, connection, free: Mutex::new(rings) };
         Ok(Self(Arc::new(shared)))
     }
 }
@@ -192,23 +195,7 @@ impl Source for VhostSource {
     }
 }
 
-/// The connection, to be watched for its end by every job.
-#[derive(Clone)]
-struct FrontHandle(Frontend);
-
-impl std::fmt::Debug for FrontHandle {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Frontend")
-    }
-}
-
-impl AsRawFd for FrontHandle {
-    fn as_raw_fd(&self) -> std::os::fd::RawFd {
-        self.0.as_raw_fd()
-    }
-}
-
-#[expect(deprecated, reason = "the successor wants `AsFd`, which these types lack; each owns its descriptor, so the call is sound")]
+#[expect(deprecated, reason = "the successor wants `AsFd`, which `EventFd` lacks; both own their descriptors, so the call is sound")]
 fn watch<T: AsRawFd>(what: T) -> std::io::Result<AsyncFd<T>> {
     AsyncFd::with_interest(what, Interest::READABLE)
 }
@@ -284,13 +271,14 @@ pub(crate) struct VhostTarget {
     shared: Arc<Shared>,
     queue: RefCell<Queue>,
     call: AsyncFd<EventFd>,
-    hangup: AsyncFd<FrontHandle>,
+    hangup: AsyncFd<UnixStream>,
 }
 
 impl VhostTarget {
     fn new(shared: Arc<Shared>, ring: Ring) -> std::io::Result<Self> {
         let call = watch(ring.call.try_clone()?)?;
-        let hangup = watch(shared.front.clone())?;
+        // A descriptor of its own: jobs of one thread share an epoll, which takes each only once.
+        let hangup = watch(shared.connection.try_clone()?)?;
         let pending = std::iter::repeat_with(Pending::default).take(usize::from(ring.slots())).collect();
         let control = (ring.slots() / 2..ring.slots()).collect();
         let queue = Queue { ring: Some(ring), pending, next_slot: 0, control, driver: None, broken: None };
