@@ -13,7 +13,7 @@ UNIT_FILES := $(foreach dir,$(UNIT_FOLDERS),$(notdir $(basename $(wildcard $(dir
 UNIT_TREES := $(foreach dir,$(UNIT_FOLDERS),$(notdir $(patsubst %/main.rs,%,$(wildcard $(dir)*/main.rs))))
 UNIT_TESTS := $(addprefix --test ,$(sort $(UNIT_FILES) $(UNIT_TREES)))
 
-.PHONY: help deps rocksdb build demo test lint test-unit test-process test-vm fuzz
+.PHONY: help deps rocksdb build demo test lint test-unit test-process test-vm fuzz bench bench-quick
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -49,3 +49,15 @@ test-vm: build ## real QEMU guests
 
 fuzz: rocksdb ## a short run of each fuzz target
 	scripts/fuzz.sh
+
+# BENCH_ARGS is for the driver: `make bench BENCH_ARGS='--only ogee/ --reps 3 --keep'`; vm-tests/examples/bench says what there is.
+BENCH_ARGS ?=
+bench: rocksdb ## measure Ogee beside Ceph, qemu-storage-daemon and the raw disk: BENCHMARKS.md, target/bench.json
+	scripts/bench/install-deps.sh
+	cargo build $(CARGO_FLAGS) --bins --examples
+	"$(CARGO_TARGET_DIR)/release/examples/bench" $(BENCH_ARGS)
+
+bench-quick: rocksdb ## the Ogee and raw-disk rows alone, in under five minutes
+	scripts/bench/install-deps.sh --quick
+	cargo build $(CARGO_FLAGS) --bins --examples
+	"$(CARGO_TARGET_DIR)/release/examples/bench" --quick $(BENCH_ARGS)

@@ -1,7 +1,7 @@
 #!/bin/bash
 # A Ceph cluster on loopback to compare Ogee with: one monitor, one manager, three OSDs on plain files of one file system.
+# scripts/bench/install-deps.sh installs its packages.
 #
-#   ceph.sh install        Debian packages (with sudo when not root); nothing of the gate needs them
 #   ceph.sh run DIR        start it (making it in DIR the first time), print `ready`, and stop it at the end of standard
 #                          input; so it ends with its caller, however that ends. The data stays
 #   ceph.sh up DIR         start it and leave it running: for trying things by hand
@@ -18,19 +18,10 @@ set -euo pipefail
 
 OSDS=3
 PGS=64
+MARK=ogee-bench-ceph # a file that says that DIR is ours
 OSD_GIB=${OGEE_BENCH_OSD_GIB:-8}
-packages=(ceph-mon ceph-mgr ceph-osd ceph-common ceph-mgr-modules-core fio)
 
 die() { echo "ceph.sh: $*" >&2; exit 1; }
-
-install_packages() {
-    local sudo=()
-    if dpkg-query -W -f '${db:Status-Abbrev}\n' "${packages[@]}" 2>/dev/null | grep -c '^ii' | grep -qx "${#packages[@]}"; then return 0; fi
-    [ "$(id -u)" -eq 0 ] || sudo=(sudo)
-    local apt=("${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=300)
-    "${apt[@]}" update
-    "${apt[@]}" install -y --no-install-recommends "${packages[@]}"
-}
 
 ceph_() { timeout 60 ceph -c "$DIR/ceph.conf" --connect-timeout 20 "$@"; }
 
@@ -42,6 +33,11 @@ free_port() { # a listening port below the range of outgoing connections
         grep -qx "$port" <<<"$taken" || { echo "$port"; return; }
     done
     die "no free port"
+}
+
+empty_ours() { # nothing of a stranger is ever removed
+    [ -e "$DIR/$MARK" ] || [ -z "$(ls -A "$DIR")" ] || die "$DIR holds something else"
+    find "$DIR" -mindepth 1 -delete
 }
 
 new_keyring() { # FILE ENTITY CAP...
@@ -102,8 +98,9 @@ start_osd() { ceph-osd -c "$DIR/ceph.conf" -i "$1" >"$DIR/log/osd$1.start" 2>&1;
 
 make_cluster() {
     local fsid mon i uuid secret
-    rm -rf "$DIR"
+    empty_ours
     mkdir -p "$DIR"/{run,log,mon,mgr}
+    : >"$DIR/$MARK"
     fsid=$(</proc/sys/kernel/random/uuid)
     mon=$(free_port)
     write_config "$fsid" "$mon"
@@ -210,15 +207,14 @@ run_cluster() {
 
 command=${1:-}
 case $command in
-    install) install_packages; exit ;;
     run | up | stop | purge) [ -n "${2:-}" ] || die "which DIR?" ;;
-    *) sed -n '2,17p' "$0" >&2; exit 2 ;;
+    *) sed -n '2,13p' "$0" >&2; exit 2 ;;
 esac
 mkdir -p "$2"
 DIR=$(cd "$2" && pwd -P)
 case $command in
-    run) trap '[ -e "$DIR/made" ] || stop_cluster' EXIT; run_cluster ;;
+    run) trap stop_cluster EXIT; run_cluster ;;
     up) start_cluster; echo "ready; try: rbd -c $DIR/ceph.conf ls" ;;
     stop) stop_cluster ;;
-    purge) stop_cluster; rm -rf "$DIR" ;;
+    purge) stop_cluster; empty_ours; rmdir "$DIR" ;;
 esac
