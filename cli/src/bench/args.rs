@@ -26,7 +26,8 @@ Examples:
   ogee bench --vhost-socket /run/ogee/vm1.sock --num-queues 4 --numjobs 4 --rw randread --iodepth 32
 
 The volumes' content is overwritten by every load but reads. CPU, memory and bytes written are those of the daemons of
-a dev cluster (--dir or ./ogee-dev); for any other cluster name its processes on this machine: --pids cs-1=4711,mds-1=4712.
+a dev cluster (--dir or ./ogee-dev); for any other cluster name its processes on this machine, and where they show
+their metrics: --pids cs-1=4711@127.0.0.1:9100,mds-1=4712. Flushes are told by the chunkservers' metrics.
 The report is printed even if IOs failed or data was wrong; the exit code is 1 then.";
 
 /// What is done.
@@ -144,8 +145,9 @@ pub(crate) struct BenchArgs {
     /// An IO that takes longer has failed, seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
     io_timeout: u32,
-    /// Processes whose CPU, memory and written bytes are reported; chunkservers are those whose names begin with cs
-    #[arg(long, value_name = "NAME=PID", value_delimiter = ',', value_parser = Process::parse)]
+    /// Processes whose CPU, memory and written bytes are reported, with the address of their metrics; chunkservers are
+    /// those whose names begin with cs
+    #[arg(long, value_name = "NAME=PID[@ADDR]", value_delimiter = ',', value_parser = Process::parse)]
     pub(crate) pids: Vec<Process>,
 }
 

@@ -5,6 +5,7 @@
 //! what is still in the page cache at the end is counted already.
 
 use std::fs;
+use std::net::SocketAddr;
 
 /// Clock ticks per second in `/proc`: USER_HZ, 100 for user space on every architecture that we run on.
 const TICKS_PER_SECOND: u64 = 100;
@@ -17,6 +18,8 @@ pub(crate) struct Process {
     pub(crate) name: String,
     /// Its id.
     pub(crate) pid: u32,
+    /// Where it shows its metrics.
+    pub(crate) metrics: Option<SocketAddr>,
 }
 
 impl Process {
@@ -26,16 +29,21 @@ impl Process {
         self.name.starts_with("cs")
     }
 
-    /// Parses `NAME=PID` or `PID`, for clap.
+    /// Parses `NAME=PID` or `NAME=PID@ADDR`, for clap.
     ///
     /// # Errors
     /// A sentence that says what is understood.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
-        let (name, pid) = text.split_once('=').unwrap_or((text, text));
-        match pid.trim().parse() {
-            Ok(pid) if !name.trim().is_empty() => Ok(Self { name: name.trim().to_owned(), pid }),
-            _ => Err("write NAME=PID, for example cs-1=4711".to_owned()),
-        }
+        let parsed = || {
+            let (name, rest) = text.split_once('=')?;
+            let (pid, metrics) = match rest.split_once('@') {
+                Some((pid, addr)) => (pid, Some(addr.trim().parse().ok()?)),
+                None => (rest, None),
+            };
+            let (name, pid) = (name.trim().to_owned(), pid.trim().parse().ok()?);
+            (!name.is_empty()).then_some(Self { name, pid, metrics })
+        };
+        parsed().ok_or_else(|| "write NAME=PID or NAME=PID@METRICS, for example cs-1=4711@127.0.0.1:9100".to_owned())
     }
 }
 
@@ -206,8 +214,11 @@ mod tests {
 
     #[test]
     fn processes_are_named() {
-        assert_eq!(Process::parse("cs-1=42"), Ok(Process { name: "cs-1".to_owned(), pid: 42 }));
-        assert_eq!(Process::parse("42").map(|p| p.name), Ok("42".to_owned()));
-        assert!(Process::parse("cs-1=x").is_err() && Process::parse("=4").is_err());
+        let process = |metrics| Process { name: "cs-1".to_owned(), pid: 42, metrics };
+        assert_eq!(Process::parse("cs-1=42"), Ok(process(None)));
+        assert_eq!(Process::parse("cs-1=42@127.0.0.1:1"), Ok(process(Some(([127, 0, 0, 1], 1).into()))));
+        for bad in ["cs-1=x", "=4", "4", "a=4@x"] {
+            assert!(Process::parse(bad).is_err(), "{bad}");
+        }
     }
 }

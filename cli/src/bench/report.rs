@@ -4,6 +4,7 @@
 
 use super::args::BenchArgs;
 use super::procs::{Process, Sample, Used};
+use super::scrape::Parts;
 use super::tally::Row;
 use ogee_common::size::ByteLen;
 use serde::Serialize;
@@ -42,10 +43,15 @@ pub(crate) struct Report {
     pub(crate) cpu_us_per_io: BTreeMap<String, f64>,
     /// Share of the machine's CPU that processes took which are not ours, 0 to 1.
     pub(crate) foreign_cpu: Option<f64>,
-    /// Flushes of the chunkservers' logs for 1,000 writes, mean over the chunkservers.
+    /// Flushes of chunkservers for 1,000 writes, each replica.
     pub(crate) flushes_per_1000: Option<f64>,
+    /// The same by what was flushed.
+    pub(crate) flushes_per_1000_of: Option<Parts>,
     /// Bytes written to disks by chunkservers for each byte written, each replica.
     pub(crate) write_amplification: Option<f64>,
+    /// Bytes handed to log, data files and metadata store for each byte written, each replica; what is overwritten
+    /// before it reaches the disk is counted each time here, and once in `write_amplification`.
+    pub(crate) write_amplification_of: Option<Parts>,
     /// Bytes each process wrote to disks.
     pub(crate) written_bytes: BTreeMap<String, u64>,
     /// Memory of each process at the end.
@@ -127,7 +133,9 @@ impl Report {
             cpu_us_per_io: BTreeMap::new(),
             foreign_cpu: None,
             flushes_per_1000: None,
+            flushes_per_1000_of: None,
             write_amplification: None,
+            write_amplification_of: None,
             written_bytes: BTreeMap::new(),
             rss_bytes: BTreeMap::new(),
             errors: 0,
@@ -170,11 +178,15 @@ impl Report {
             processes.row([name.clone(), format!("{cpu:.2}"), bytes(&self.written_bytes), bytes(&self.rss_bytes)]);
         }
         let ratio = |v: Option<f64>| v.map_or("-".to_owned(), |v| format!("{v:.2}"));
+        let split = |v: Option<f64>, of: Option<Parts>| match of {
+            Some(p) => format!("{} (log {:.2}, data {:.2}, metadata {:.2})", ratio(v), p.log, p.data, p.meta),
+            None => ratio(v),
+        };
         let mut text = format!("{head}\n\n{table}\n{processes}\n");
         let figures = [
             ("foreign CPU, share of the machine", ratio(self.foreign_cpu)),
-            ("flushes per 1000 writes", ratio(self.flushes_per_1000)),
-            ("bytes written per byte and replica", ratio(self.write_amplification)),
+            ("flushes per 1000 writes", split(self.flushes_per_1000, self.flushes_per_1000_of)),
+            ("bytes written per byte and replica", split(self.write_amplification, self.write_amplification_of)),
         ];
         for (name, value) in figures {
             // Writing to a String cannot fail.
@@ -200,7 +212,7 @@ mod tests {
     fn figures_by_process_are_per_io_and_the_dead_are_left_out() {
         let names = ["bench", "cs-1", "cs-2"];
         let processes: Vec<Process> =
-            (1u32..).zip(names).map(|(pid, name)| Process { name: name.to_owned(), pid }).collect();
+            (1u32..).zip(names).map(|(pid, name)| Process { name: name.to_owned(), pid, metrics: None }).collect();
         let usage = |cpu_us, written_bytes| Some(Usage { cpu_us, rss_bytes: 7, written_bytes });
         let machine = Some(Machine { busy_us: 0, total_us: 0 });
         let first = Sample { usage: vec![usage(0, 0), usage(100, 1000), usage(50, 0)], machine };

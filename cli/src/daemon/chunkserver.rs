@@ -16,7 +16,7 @@ const METADATA_CACHE_MIB: u32 = 64;
 /// # Errors
 /// When it cannot be written as TOML.
 pub(crate) fn dev_config(
-    number: u32, data: &Path, listen: SocketAddr, mds: &[SocketAddr],
+    number: u32, data: &Path, listen: SocketAddr, metrics: Option<SocketAddr>, mds: &[SocketAddr],
 ) -> Result<String, toml::ser::Error> {
     let config = ChunkserverConfig {
         data_dir: data.to_owned(),
@@ -28,6 +28,7 @@ pub(crate) fn dev_config(
         capacity_bytes: None,
         reserve_bytes: None,
         metadata_cache_mib: METADATA_CACHE_MIB,
+        metrics,
     };
     toml::to_string(&config)
 }
@@ -59,10 +60,11 @@ mod tests {
     #[test]
     fn the_dev_configuration_is_one_that_a_chunkserver_takes() {
         let addr = |port| SocketAddr::from(([127, 0, 0, 1], port));
-        let text = dev_config(2, Path::new("/x/cs-2/data"), addr(2), &[addr(1)]).expect("written");
+        let text = dev_config(2, Path::new("/x/cs-2/data"), addr(2), Some(addr(9)), &[addr(1)]).expect("written");
         let config: ChunkserverConfig = toml::from_str(&text).expect("read");
         config.validate().expect("valid");
         assert_eq!((config.zone.as_str(), config.pool.as_str()), ("zone-2", "default"));
         assert_eq!((config.listen, config.mds), (addr(2), vec![addr(1)]));
+        assert_eq!(config.metrics, Some(addr(9)));
     }
 }

@@ -16,7 +16,7 @@ const BOOTSTRAP: &str = "bootstrap = true";
 /// # Errors
 /// When it cannot be written as TOML.
 pub(crate) fn dev_config(
-    number: u32, data: &Path, listen: SocketAddr, all: &[SocketAddr],
+    number: u32, data: &Path, listen: SocketAddr, metrics: Option<SocketAddr>, all: &[SocketAddr],
 ) -> Result<String, toml::ser::Error> {
     let peers = (1u32..).zip(all).map(|(id, addr)| PeerConfig { id, addr: *addr }).collect();
     let config = MdsConfig {
@@ -25,6 +25,7 @@ pub(crate) fn dev_config(
         data_dir: data.to_owned(),
         listen,
         bootstrap: true,
+        metrics,
         peers,
     };
     toml::to_string(&config)
@@ -66,10 +67,11 @@ mod tests {
     #[test]
     fn the_dev_configuration_is_one_that_an_mds_takes() {
         let addr = |port| SocketAddr::from(([127, 0, 0, 1], port));
-        let text = dev_config(2, Path::new("/x/mds-2/data"), addr(2), &[addr(1), addr(2), addr(3)]).expect("written");
+        let text = dev_config(2, Path::new("/x/mds-2/data"), addr(2), Some(addr(9)), &[addr(1), addr(2), addr(3)]).expect("written");
         let config: MdsConfig = toml::from_str(&text).expect("read");
         config.validate().expect("valid");
         assert_eq!((config.node, config.listen, config.bootstrap), (2, addr(2), true));
+        assert_eq!(config.metrics, Some(addr(9)));
         assert_eq!(config.peers.iter().map(|p| (p.id, p.addr)).collect::<Vec<_>>(), vec![(1, addr(1)), (2, addr(2)), (3, addr(3))]);
         let settled = settled_config(&text).expect("a first start's configuration changes");
         let later: MdsConfig = toml::from_str(&settled).expect("read");

@@ -48,6 +48,8 @@ pub(crate) struct DaemonPlace {
     pub number: u32,
     /// Where it listens.
     pub addr: SocketAddr,
+    /// Where it shows its metrics; clusters made before there were any have none.
+    pub metrics: Option<SocketAddr>,
     /// Its folder.
     pub dir: PathBuf,
 }
@@ -89,8 +91,8 @@ impl DaemonPlace {
             return Ok(());
         }
         let text = match self.role {
-            Role::Mds => daemon::mds::dev_config(self.number, &data, self.addr, mds),
-            Role::Chunkserver => daemon::chunkserver::dev_config(self.number, &data, self.addr, mds),
+            Role::Mds => daemon::mds::dev_config(self.number, &data, self.addr, self.metrics, mds),
+            Role::Chunkserver => daemon::chunkserver::dev_config(self.number, &data, self.addr, self.metrics, mds),
         };
         let text = text.map_err(|e| CliError::caused(ErrorKind::Failure, format!("write {}", config.display()), e))?;
         record::replace(&config, &text)
@@ -114,16 +116,17 @@ impl DaemonPlace {
 /// The daemons of a cluster, the MDS first.
 #[must_use]
 pub(crate) fn daemons(root: &Path, record: &Record) -> Vec<DaemonPlace> {
-    let place = |role: Role, short: &str, list: &[SocketAddr]| -> Vec<DaemonPlace> {
+    let place = |role: Role, short: &str, list: &[SocketAddr], metrics: &[SocketAddr]| -> Vec<DaemonPlace> {
         let numbered = (1u32..).zip(list);
+        let mut metrics = metrics.iter().copied();
         let place = |(number, addr): (u32, &SocketAddr)| {
             let name = format!("{short}-{number}");
-            DaemonPlace { dir: root.join(&name), name, role, number, addr: *addr }
+            DaemonPlace { dir: root.join(&name), name, role, number, addr: *addr, metrics: metrics.next() }
         };
         numbered.map(place).collect()
     };
-    let mut all = place(Role::Mds, "mds", &record.mds);
-    all.extend(place(Role::Chunkserver, "cs", &record.chunkservers));
+    let mut all = place(Role::Mds, "mds", &record.mds, &record.mds_metrics);
+    all.extend(place(Role::Chunkserver, "cs", &record.chunkservers, &record.chunkserver_metrics));
     all
 }
 

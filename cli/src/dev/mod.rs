@@ -28,6 +28,7 @@ pub(crate) use record::{is_dev_dir, mds_addrs};
 use crate::connect::Context;
 use crate::error::CliError;
 use clap::Subcommand;
+use std::net::SocketAddr;
 use std::path::Path;
 
 /// The commands.
@@ -49,13 +50,26 @@ pub(crate) enum DevCommand {
     Destroy(down::DestroyArgs),
 }
 
-/// The daemons of the dev cluster in the folder that are running: names and process ids.
+/// A daemon that is running.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct DaemonProcess {
+    /// `mds-1`, `cs-2`.
+    pub name: String,
+    /// Its process id.
+    pub pid: u32,
+    /// Where it shows its metrics.
+    pub metrics: Option<SocketAddr>,
+}
+
+/// The daemons of the dev cluster in the folder that are running.
 ///
 /// # Errors
 /// The folder holds no dev cluster, or its record is damaged.
-pub(crate) fn processes(dir: &Path) -> Result<Vec<(String, u32)>, CliError> {
+pub(crate) fn processes(dir: &Path) -> Result<Vec<DaemonProcess>, CliError> {
     let (root, record) = layout::existing_root(dir)?;
-    let running = |place: layout::DaemonPlace| process::find(&place).map(|r| (place.name, r.pid));
+    let running = |place: layout::DaemonPlace| {
+        process::find(&place).map(|r| DaemonProcess { name: place.name, pid: r.pid, metrics: place.metrics })
+    };
     Ok(layout::daemons(&root, &record).into_iter().filter_map(running).collect())
 }
 

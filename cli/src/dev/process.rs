@@ -173,7 +173,7 @@ mod tests {
 
     fn place(dir: &std::path::Path) -> DaemonPlace {
         let addr = std::net::SocketAddr::from(([127, 0, 0, 1], 1));
-        DaemonPlace { name: "cs-1".to_owned(), role: Role::Chunkserver, number: 1, addr, dir: dir.to_owned() }
+        DaemonPlace { name: "cs-1".to_owned(), role: Role::Chunkserver, number: 1, addr, metrics: None, dir: dir.to_owned() }
     }
 
     /// A shell that ignores its arguments and waits for input, with the command line of a daemon or a foreign one.

@@ -4,6 +4,8 @@
 //! ```toml
 //! mds = ["127.0.0.1:21001"]
 //! chunkservers = ["127.0.0.1:21002", "127.0.0.1:21003", "127.0.0.1:21004"]
+//! mds_metrics = ["127.0.0.1:21005"]
+//! chunkserver_metrics = ["127.0.0.1:21006", "127.0.0.1:21007", "127.0.0.1:21008"]
 //! ```
 //!
 //! It is replaced by rename, so it is whole or absent; everything else in the folder can be made again from it.
@@ -27,6 +29,12 @@ pub(crate) struct Record {
     pub mds: Vec<SocketAddr>,
     /// Of `cs-1`, `cs-2`, ...
     pub chunkservers: Vec<SocketAddr>,
+    /// Where `mds-1`, `mds-2`, ... show their metrics; empty in records that are older.
+    #[serde(default)]
+    pub mds_metrics: Vec<SocketAddr>,
+    /// Where `cs-1`, `cs-2`, ... show their metrics; empty in records that are older.
+    #[serde(default)]
+    pub chunkserver_metrics: Vec<SocketAddr>,
 }
 
 impl Record {
@@ -115,11 +123,25 @@ mod tests {
         assert_eq!(Record::load(dir.path()).expect("none"), None);
         assert_eq!(mds_addrs(dir.path()).expect_err("none").kind(), ErrorKind::NotFound);
         let addr = |port| SocketAddr::from(([127, 0, 0, 1], port));
-        let record = Record { mds: vec![addr(1)], chunkservers: vec![addr(2), addr(3)] };
+        let metrics = (vec![addr(4)], vec![addr(5), addr(6)]);
+        let record = Record {
+            mds: vec![addr(1)],
+            chunkservers: vec![addr(2), addr(3)],
+            mds_metrics: metrics.0,
+            chunkserver_metrics: metrics.1,
+        };
         record.save(dir.path()).expect("saved");
         assert_eq!(Record::load(dir.path()).expect("loaded"), Some(record));
         assert_eq!(mds_addrs(dir.path()).expect("known"), vec!["127.0.0.1:1"]);
         assert_eq!(std::fs::read_dir(dir.path()).expect("list").count(), 1, "no temporary file stays");
+    }
+
+    #[test]
+    fn a_record_from_before_there_were_metrics_is_read() {
+        let dir = tempfile::tempdir().expect("a folder");
+        std::fs::write(file_of(dir.path()), "mds = [\"127.0.0.1:1\"]\nchunkservers = [\"127.0.0.1:2\"]").expect("written");
+        let record = Record::load(dir.path()).expect("read").expect("a record");
+        assert_eq!((record.chunkservers.len(), record.chunkserver_metrics.len()), (1, 0));
     }
 
     #[test]

@@ -123,9 +123,11 @@ fn record_for(root: &Path, args: &UpArgs) -> Result<Record, CliError> {
     let Some(mut record) = Record::load(root)? else {
         let (mds, chunkservers) = (mds_wanted.unwrap_or(1), wanted.unwrap_or(CHUNKSERVERS_DEFAULT));
         refuse_foreign(root)?;
-        let mut mds_addrs = ports::choose(mds + chunkservers)?;
-        let chunkservers = mds_addrs.split_off(mds);
-        let record = Record { mds: mds_addrs, chunkservers };
+        let mut mds_addrs = ports::choose(2 * (mds + chunkservers))?;
+        let mut chunkserver_addrs = mds_addrs.split_off(mds);
+        let mut mds_metrics = chunkserver_addrs.split_off(chunkservers);
+        let chunkserver_metrics = mds_metrics.split_off(mds);
+        let record = Record { mds: mds_addrs, chunkservers: chunkserver_addrs, mds_metrics, chunkserver_metrics };
         record.save(root)?;
         return Ok(record);
     };
@@ -142,7 +144,13 @@ fn record_for(root: &Path, args: &UpArgs) -> Result<Record, CliError> {
             Err(CliError::new(ErrorKind::Conflict, text))
         }
         Some(wanted) if wanted > have => {
-            record.chunkservers.extend(ports::choose(wanted - have)?);
+            let mut addrs = ports::choose(2 * (wanted - have))?;
+            // Chunkservers of a record without metrics would get those of others.
+            let metrics = addrs.split_off(wanted - have);
+            if record.chunkserver_metrics.len() == have {
+                record.chunkserver_metrics.extend(metrics);
+            }
+            record.chunkservers.extend(addrs);
             record.save(root)?;
             Ok(record)
         }
@@ -179,6 +187,8 @@ mod tests {
         assert_eq!(record_for(&root, &args(Some(3), Some(1))).expect("kept"), first);
         let more = record_for(&root, &args(Some(5), None)).expect("extended");
         assert_eq!((&more.mds, &more.chunkservers[..3], more.chunkservers.len()), (&first.mds, &first.chunkservers[..], 5));
+        assert_eq!((&more.mds_metrics, &more.chunkserver_metrics[..3]), (&first.mds_metrics, &first.chunkserver_metrics[..]));
+        assert_eq!((more.mds_metrics.len(), more.chunkserver_metrics.len()), (1, 5));
         for refused in [args(Some(4), None), args(None, Some(3))] {
             assert_eq!(record_for(&root, &refused).expect_err("refused").kind(), ErrorKind::Conflict);
         }

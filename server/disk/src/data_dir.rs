@@ -4,7 +4,7 @@
 //! either its old or its new content, whole, whatever happens ([`DataDir::write_small`]); every name that was created,
 //! renamed or removed is durable when the function returns. Deliberately absent: what the files mean.
 
-use crate::data_file::DataFile;
+use crate::data_file::{DataCounters, DataFile};
 use crate::error::{DiskError, DiskErrorKind};
 use crate::fault::{self, DiskOp, FaultPlan, Faults};
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -28,6 +28,7 @@ pub struct DiskUsage {
 struct Inner {
     root: PathBuf,
     _lock: File,
+    counters: Arc<DataCounters>,
 }
 
 /// A locked directory. Clones share the lock; the last one dropped releases it.
@@ -64,13 +65,19 @@ impl DataDir {
             }
             Err(TryLockError::Error(e)) => return Err(DiskError::new(op, &path, e)),
         }
-        Ok(Self { inner: Arc::new(Inner { root: root.to_owned(), _lock: lock }), faults: plan })
+        Ok(Self { inner: Arc::new(Inner { root: root.to_owned(), _lock: lock, counters: Arc::default() }), faults: plan })
     }
 
     /// The absolute or given path of a name in the directory; an empty name is the directory itself.
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {
         if name.is_empty() { self.inner.root.clone() } else { self.inner.root.join(name) }
+    }
+
+    /// What was done to its data files, for metrics.
+    #[must_use]
+    pub fn data_counters(&self) -> &DataCounters {
+        &self.inner.counters
     }
 
     pub(crate) const fn faults(&self) -> &Faults {
@@ -195,7 +202,8 @@ impl DataDir {
         let op = "create data file";
         fault::check(&self.faults, DiskOp::Create, op, &path)?;
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path);
-        Ok(DataFile::new(file.map_err(|e| DiskError::new(op, &path, e))?, path, self.faults.clone()))
+        let file = file.map_err(|e| DiskError::new(op, &path, e))?;
+        Ok(DataFile::new(file, path, self.faults.clone(), self.inner.counters.clone()))
     }
 
     /// Opens a data file.
@@ -205,7 +213,8 @@ impl DataDir {
     pub fn open_data(&self, name: &str) -> Result<DataFile, DiskError> {
         let path = self.path(name);
         let file = OpenOptions::new().read(true).write(true).open(&path);
-        Ok(DataFile::new(file.map_err(|e| DiskError::new("open data file", &path, e))?, path, self.faults.clone()))
+        let file = file.map_err(|e| DiskError::new("open data file", &path, e))?;
+        Ok(DataFile::new(file, path, self.faults.clone(), self.inner.counters.clone()))
     }
 
     /// Size and room of the file system.

@@ -10,6 +10,17 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What was done to the data files of a directory since it was opened. The counters only grow.
+#[derive(Debug, Default)]
+pub struct DataCounters {
+    /// Bytes written, to the page cache first.
+    pub written_bytes: AtomicU64,
+    /// Calls that made a file durable.
+    pub syncs: AtomicU64,
+}
 
 /// An open data file.
 #[derive(Debug)]
@@ -17,11 +28,12 @@ pub struct DataFile {
     file: File,
     path: PathBuf,
     faults: Faults,
+    counters: Arc<DataCounters>,
 }
 
 impl DataFile {
-    pub(crate) const fn new(file: File, path: PathBuf, faults: Faults) -> Self {
-        Self { file, path, faults }
+    pub(crate) const fn new(file: File, path: PathBuf, faults: Faults, counters: Arc<DataCounters>) -> Self {
+        Self { file, path, faults, counters }
     }
 
     /// The path it was opened by.
@@ -70,7 +82,9 @@ impl DataFile {
             self.file.write_all_at(&buf[..torn.min(buf.len())], offset).map_err(self.fail(op))?;
             return Err(fault::short_write(op, &self.path));
         }
-        self.file.write_all_at(buf, offset).map_err(self.fail(op))
+        self.file.write_all_at(buf, offset).map_err(self.fail(op))?;
+        self.counters.written_bytes.fetch_add(buf.len() as u64, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Frees the blocks of a range; it reads as zeros afterwards.
@@ -118,6 +132,7 @@ impl DataFile {
         let op = "flush data file";
         fault::check(&self.faults, DiskOp::Sync, op, &self.path)?;
         self.file.sync_data().map_err(self.fail(op))?;
+        self.counters.syncs.fetch_add(1, Ordering::Relaxed);
         fault::flushed(&self.faults, &self.path);
         Ok(())
     }

@@ -18,8 +18,8 @@ mod power;
 
 pub use aligned::{ALIGN, AlignedBuf};
 pub use data_dir::{DataDir, DiskUsage};
-pub use data_file::DataFile;
+pub use data_file::{DataCounters, DataFile};
 pub use error::{DiskError, DiskErrorKind};
 pub use fault::{DiskOp, Fault, FaultPlan, FaultRule};
 pub use log_file::{LogEngine, LogFile, LogWriter};
-pub use meta::{Batch, Durability, MemStore, KeyValue, MetaStore, RocksStore, Row, RowSink, StoreError, StoreErrorKind, Table};
+pub use meta::{Batch, Durability, KeyValue, MemStore, MetaCounters, MetaStore, RocksStore, Row, RowSink, StoreError, StoreErrorKind, Table};

@@ -29,6 +29,10 @@ pub struct MdsConfig {
     /// data must not come back under its old number, because it has forgotten what it promised. Default: false.
     #[serde(default)]
     pub bootstrap: bool,
+    /// Where `GET /metrics` is answered, for Prometheus: `ip:port`; by default nowhere. It shows no names of volumes and
+    /// asks for no password.
+    #[serde(default)]
+    pub metrics: Option<SocketAddr>,
     /// All nodes, this one included, the same on all of them. Empty: this node is alone.
     #[serde(default)]
     pub peers: Vec<PeerConfig>,

@@ -118,6 +118,7 @@ mod tests {
             data_dir: temp.path().to_owned(),
             listen: "127.0.0.1:1".parse().expect("address"),
             bootstrap,
+            metrics: None,
             peers: vec![],
         };
         assert!(matches!(claim(&dir, &config(1, false)), Err(MdsError::NoIdentity(_))));

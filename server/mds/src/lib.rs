@@ -17,6 +17,7 @@ mod identity;
 mod liveness;
 mod log;
 mod machine;
+mod metrics;
 mod placement;
 mod refusal;
 mod run;

@@ -16,6 +16,7 @@ use crate::door::Door;
 use crate::error::{MdsError, MdsErrorStage};
 use crate::log::GroupLog;
 use crate::machine::{MdsMachine, Shared};
+use crate::metrics::{self, Metrics};
 use crate::service::rpc::MdsService;
 use crate::service::{Core, NodeAddr};
 use crate::{duties, identity};
@@ -140,6 +141,7 @@ impl Node {
     ) -> Result<(), MdsError> {
         let nodes = config.nodes().iter().map(|n| NodeAddr { id: n.id, addr: n.addr.to_string() }).collect();
         let core = Core::new(self.shared.clone(), Arc::new(GroupLog::new(self.group.clone())), nodes);
+        let _metrics = config.metrics.and_then(|addr| metrics::serve(addr, self.metrics(&core)));
         let door = Door { node: config.node, cluster: group_identity(&config.cluster), raft: self.raft.clone() };
         let (incoming, door) = door.open(listener);
         let mut tasks = JoinSet::new();
@@ -171,6 +173,10 @@ impl Node {
             server.abort();
         }
         result
+    }
+
+    fn metrics(&self, core: &Arc<Core>) -> Metrics {
+        Metrics { core: core.clone(), group: self.group.clone(), wal: self.wal.clone() }
     }
 
     /// Gives the lead to another node, so that nobody waits for an election. Does nothing if this one does not lead.

@@ -40,6 +40,10 @@ pub struct ChunkserverConfig {
     /// Megabytes of page metadata kept in memory (default 256; a written TiB has 1 GiB of it).
     #[serde(default = "default_metadata_cache_mib")]
     pub metadata_cache_mib: u32,
+    /// Where `GET /metrics` is answered, for Prometheus: `ip:port`; by default nowhere. It shows no names of volumes and
+    /// asks for no password.
+    #[serde(default)]
+    pub metrics: Option<SocketAddr>,
 }
 
 fn default_pool() -> String {

@@ -11,6 +11,7 @@ mod copysets;
 mod data_server;
 mod error;
 mod mds_channel;
+mod metrics;
 mod run;
 mod sessions;
 mod superblock;

@@ -10,6 +10,7 @@ use super::copysets::Copysets;
 use super::data_server::DataServer;
 use super::error::{DaemonError, DaemonErrorKind, Reason};
 use super::mds_channel::MdsChannel;
+use super::metrics::{self, Metrics};
 use super::sessions::Sessions;
 use super::superblock::Superblock;
 use super::upkeep::{Upkeep, checkpoint, load_book};
@@ -18,6 +19,7 @@ use bytes::Bytes;
 use ogee_common::id::ChunkserverId;
 use ogee_common::{limits, rng};
 use ogee_disk::{DataDir, MetaStore, RocksStore};
+use ogee_metrics::MetricsServer;
 use ogee_proto::data::Role;
 use ogee_proto::link::serve;
 use ogee_proto::{mds, net};
@@ -49,6 +51,7 @@ struct Process {
     control: Arc<Control>,
     upkeep: Upkeep,
     wal: Wal,
+    _metrics: Option<MetricsServer>,
 }
 
 impl Process {
@@ -67,10 +70,10 @@ impl Process {
         let mds = Arc::new(MdsChannel::new(config.mds.clone()));
         let superblock = register(config, &dir, superblock, &mds).await?;
         let own = superblock.id.0;
-        let meta: Arc<dyn MetaStore> = Arc::new(
-            RocksStore::open(&dir.path("meta"))
-                .map_err(|e| fail(DaemonErrorKind::DataDir, "open metadata of", e.into()))?,
-        );
+        let rocks = RocksStore::open(&dir.path("meta"));
+        let rocks =
+            Arc::new(rocks.map_err(|e| fail(DaemonErrorKind::DataDir, "open metadata of", e.into()))?);
+        let meta: Arc<dyn MetaStore> = rocks.clone();
         let wal = Wal::open(&dir, "wal", WalOptions::default())
             .await
             .map_err(|e| fail(DaemonErrorKind::DataDir, "open write-ahead log of", e.into()))?;
@@ -88,6 +91,15 @@ impl Process {
         let copysets = Arc::new(Copysets::new(raft.clone(), store.clone(), meta.clone(), path.clone()));
         copysets.open_all().await?;
         let sessions = Arc::new(Sessions::default());
+        let metrics = Metrics {
+            own,
+            wal: wal.clone(),
+            dir: dir.clone(),
+            meta: rocks,
+            store: store.clone(),
+            copysets: copysets.clone(),
+            sessions: sessions.clone(),
+        };
         let server = Arc::new(DataServer {
             own,
             cluster: superblock.cluster,
@@ -108,7 +120,8 @@ impl Process {
         });
         let upkeep = Upkeep { copysets: copysets.clone(), control: control.clone(), book, meta, wal: wal.clone() };
         tracing::info!(chunkserver = %superblock.id, listen = %config.listen, zone = config.zone, "chunkserver serves");
-        Ok(Self { own, path, listener, server, copysets, control, upkeep, wal })
+        let _metrics = config.metrics.and_then(|addr| metrics::serve(addr, metrics));
+        Ok(Self { own, path, listener, server, copysets, control, upkeep, wal, _metrics })
     }
 
     async fn serve(self, shutdown: impl Future<Output = ()>) -> Result<(), DaemonError> {

@@ -31,6 +31,12 @@ pub(super) struct Session {
 }
 
 impl Sessions {
+    /// Sessions and their connections that live now.
+    pub(super) fn count(&self) -> (usize, usize) {
+        let all = lock(&self.0);
+        (all.len(), all.values().map(|entry| entry.connections).sum())
+    }
+
     /// A connection says hello. `None`: a newer one exists already.
     pub(super) fn hello(self: &Arc<Self>, id: SessionId, generation: ConnectionGeneration) -> Option<Session> {
         let mut all = lock(&self.0);

@@ -11,7 +11,7 @@ mod rocks;
 mod tests;
 
 pub use mem::MemStore;
-pub use rocks::RocksStore;
+pub use rocks::{MetaCounters, RocksStore};
 
 use std::error::Error;
 use std::ops::Bound;

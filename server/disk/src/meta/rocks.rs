@@ -12,6 +12,7 @@ use rocksdb::{
 };
 use std::ops::Bound;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Blocks of table files kept in memory, bytes (32 MiB).
 const BLOCK_CACHE_BYTES: usize = 32 << 20;
@@ -22,9 +23,21 @@ const LOG_BYTES_MAX: u64 = 64 << 20;
 /// Open table files.
 const OPEN_FILES_MAX: i32 = 256;
 
+/// What was asked of a store since it was opened. The counters only grow.
+#[derive(Debug, Default)]
+pub struct MetaCounters {
+    /// Batches applied.
+    pub batches: AtomicU64,
+    /// Bytes of their changes; RocksDB writes them to its log and later to its tables.
+    pub batch_bytes: AtomicU64,
+    /// Batches and calls that waited until they were durable.
+    pub syncs: AtomicU64,
+}
+
 /// The metadata store on RocksDB.
 pub struct RocksStore {
     db: DB,
+    counters: MetaCounters,
 }
 
 impl std::fmt::Debug for RocksStore {
@@ -40,7 +53,13 @@ impl RocksStore {
     /// `Locked` when another process has it open; `Corrupt`, `NoSpace`, `Io`.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let db = DB::open(&options(), path).map_err(|e| error("open", e))?;
-        Ok(Self { db })
+        Ok(Self { db, counters: MetaCounters::default() })
+    }
+
+    /// What was asked of it, for metrics.
+    #[must_use]
+    pub fn counters(&self) -> &MetaCounters {
+        &self.counters
     }
 }
 
@@ -126,13 +145,21 @@ impl MetaStore for RocksStore {
                 }
             }
         }
+        let bytes = out.size_in_bytes() as u64;
         let mut write = WriteOptions::default();
-        write.set_sync(durability == Durability::Synced);
-        self.db.write_opt(out, &write).map_err(|e| error("write", e))
+        let is_synced = durability == Durability::Synced;
+        write.set_sync(is_synced);
+        self.db.write_opt(out, &write).map_err(|e| error("write", e))?;
+        self.counters.batches.fetch_add(1, Ordering::Relaxed);
+        self.counters.batch_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.counters.syncs.fetch_add(u64::from(is_synced), Ordering::Relaxed);
+        Ok(())
     }
 
     fn sync(&self) -> Result<(), StoreError> {
-        self.db.flush_wal(true).map_err(|e| error("sync", e))
+        self.db.flush_wal(true).map_err(|e| error("sync", e))?;
+        self.counters.syncs.fetch_add(1, Ordering::Relaxed);
+        Ok(())
     }
 
     fn dump(&self, tables: &[Table], row: &mut RowSink<'_>) -> Result<(), StoreError> {

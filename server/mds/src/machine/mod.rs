@@ -33,14 +33,14 @@ pub(crate) mod tx;
 
 use self::command::{Envelope, encode_answer};
 use self::dump::Dump;
-use self::row::AppliedRow;
+use self::row::{AppliedRow, Row};
 use self::tx::{RowError, Tx};
 use crate::refusal::Refusal;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use ogee_common::id::Term;
-use ogee_disk::meta::{Durability, MetaStore};
+use ogee_disk::meta::{Durability, MetaStore, StoreError};
 use ogee_raft::{
     Applied, ApplyEntry, EntryKind, FetchHandler, LogPos, RaftSnapshot, SnapshotSource, StateMachine,
     StateMachineError,
@@ -100,6 +100,16 @@ impl Shared {
     pub(crate) fn read<T>(&self, read: impl FnOnce(&Tx<'_>) -> T) -> T {
         let _gate = self.gate.read().unwrap_or_else(PoisonError::into_inner);
         read(&Tx::new(&*self.store))
+    }
+
+    /// Rows of one kind, as they were at one moment. Reads them all, but holds no command up.
+    pub(crate) fn count<R: Row>(&self) -> Result<u64, StoreError> {
+        let mut rows = 0;
+        self.store.dump(&[R::TABLE], &mut |_, _, _| {
+            rows += 1;
+            true
+        })?;
+        Ok(rows)
     }
 }
 

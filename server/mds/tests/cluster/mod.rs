@@ -130,6 +130,7 @@ impl Cluster {
             data_dir: dir.path().join("mds"),
             listen: *listen,
             bootstrap: true,
+            metrics: None,
             peers: if count == 1 { vec![] } else { peers.clone() },
         };
         let configs: Vec<MdsConfig> = (1..).zip(dirs.iter().zip(&addrs)).map(config).collect();

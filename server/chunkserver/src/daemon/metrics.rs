@@ -1,0 +1,116 @@
+//! What a chunkserver shows at `/metrics`. The counters are kept by those who count; here they get their names.
+//!
+//! Invariant: a scrape takes no lock for longer than it takes to copy a list of replicas or to sum up sessions, so it
+//! does not hold up the daemon's loop.
+
+use super::copysets::Copysets;
+use super::sessions::Sessions;
+use crate::store::{ChunkStore, SpaceState};
+use ogee_disk::{DataDir, RocksStore};
+use ogee_metrics::{Figures, MetricsServer, Page};
+use ogee_raft::Wal;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+/// Where the figures come from.
+pub(super) struct Metrics {
+    pub(super) own: u32,
+    pub(super) wal: Wal,
+    pub(super) dir: DataDir,
+    pub(super) meta: Arc<RocksStore>,
+    pub(super) store: Arc<ChunkStore>,
+    pub(super) copysets: Arc<Copysets>,
+    pub(super) sessions: Arc<Sessions>,
+}
+
+/// Serves the figures. An address that cannot be had is told and is no reason not to serve data.
+pub(super) fn serve(addr: SocketAddr, metrics: Metrics) -> Option<MetricsServer> {
+    match MetricsServer::start(addr, Arc::new(metrics)) {
+        Ok(server) => Some(server),
+        Err(error) => {
+            tracing::error!(error = &error as &dyn std::error::Error, %addr, "there are no metrics");
+            None
+        }
+    }
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").field("own", &self.own).finish_non_exhaustive()
+    }
+}
+
+fn get(counter: &AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
+}
+
+fn count(n: usize) -> u64 {
+    n as u64
+}
+
+impl Figures for Metrics {
+    fn fill(&self, page: &mut Page<'_>) -> fmt::Result {
+        page.gauge("chunkserver_id", "Number of this chunkserver", self.own.into())?;
+        self.log(page)?;
+        self.disk(page)?;
+        self.chunks(page)?;
+        self.groups(page)?;
+        let (sessions, connections) = self.sessions.count();
+        page.gauge("sessions", "Client sessions with connections", count(sessions))?;
+        page.gauge("session_connections", "Connections of client sessions", count(connections))
+    }
+}
+
+impl Metrics {
+    fn log(&self, page: &mut Page<'_>) -> fmt::Result {
+        let (log, pressure) = (self.wal.stats(), self.wal.pressure());
+        page.counter("wal_flushes", "Durable writes of the log, one batch each", log.flushes)?;
+        page.counter("wal_written_bytes", "Bytes written to the log, padding included", log.bytes)?;
+        page.counter("wal_records", "Records in durable batches", log.records)?;
+        page.counter("wal_entries", "Raft entries among the records", log.entries)?;
+        page.counter("wal_segments_created", "Log segments that were created", log.segments_created)?;
+        page.counter("wal_segments_reused", "Log segments that were reused", log.segments_reused)?;
+        page.gauge("wal_bytes", "Bytes of the log that are still needed", pressure.bytes)?;
+        page.gauge("wal_queued_bytes", "Payload bytes that wait for the log's writer", count(pressure.queued_bytes))
+    }
+
+    fn disk(&self, page: &mut Page<'_>) -> fmt::Result {
+        let (data, meta) = (self.dir.data_counters(), self.meta.counters());
+        page.counter("data_written_bytes", "Bytes written to data files", get(&data.written_bytes))?;
+        page.counter("data_syncs", "fdatasync calls on data files", get(&data.syncs))?;
+        page.counter("meta_batches", "Batches applied to the metadata store", get(&meta.batches))?;
+        page.counter("meta_batch_bytes", "Bytes of these batches", get(&meta.batch_bytes))?;
+        page.counter("meta_syncs", "Durable writes of the metadata store", get(&meta.syncs))
+    }
+
+    fn chunks(&self, page: &mut Page<'_>) -> fmt::Result {
+        let (store, c) = (&self.store, &self.store.counters);
+        let gauge = |n: &AtomicUsize| count(n.load(Ordering::Relaxed));
+        page.counter("store_checkpoints", "Checkpoints of copysets that wrote something", get(&c.checkpoints))?;
+        page.counter("store_row_loads", "Metadata rows read from the metadata store", get(&c.row_loads))?;
+        page.counter("store_corrupt_pages", "Pages that failed their checksum when read", get(&c.corrupt_pages))?;
+        page.counter("store_repaired_pages", "Damaged pages mended from another replica", get(&c.repaired_pages))?;
+        let unverified = "Partial writes of a replay onto pages that failed their checksum";
+        page.counter("store_unverified_pages", unverified, get(&c.unverified_pages))?;
+        page.counter("store_no_space_pauses", "Pauses because of a full disk", get(&c.no_space_pauses))?;
+        page.gauge("store_dirty_rows", "Changed metadata rows in memory", gauge(&store.dirty_rows))?;
+        page.gauge("store_dirty_files", "Data files with unflushed writes", gauge(&store.dirty_files))?;
+        page.gauge("store_cached_rows", "Clean metadata rows in memory", count(store.cached_rows()))?;
+        page.gauge("store_open_files", "Clean data files kept open", count(store.cached_files()))?;
+        let is_full = store.space_state() == SpaceState::Full;
+        page.gauge("store_full", "1 if new data is refused for want of space", is_full.into())
+    }
+
+    fn groups(&self, page: &mut Page<'_>) -> fmt::Result {
+        let all = self.copysets.all();
+        let led = all.iter().filter(|hosted| hosted.group.state().borrow().is_leader).count();
+        let failed = all.iter().filter(|hosted| hosted.has_failed()).count();
+        let applied = all.iter().map(|hosted| hosted.group.applied_index()).sum();
+        page.gauge("raft_groups", "Replicas of copysets that are open here", count(all.len()))?;
+        page.gauge("raft_groups_led", "Of these, those that lead", count(led))?;
+        page.gauge("raft_groups_failed", "Of these, those that stopped because of an error", count(failed))?;
+        page.counter("raft_applied_entries", "Raft entries applied, all replicas, since they were made", applied)
+    }
+}
