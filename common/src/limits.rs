@@ -179,6 +179,10 @@ pub const NO_SPACE_PAUSE: Duration = Duration::from_millis(500);
 pub const BUSY_READ_WAIT: Duration = Duration::from_secs(1);
 /// Rows that one read of a client may have repaired from other replicas before it is answered "corrupt".
 pub const READ_REPAIRS_MAX: usize = 16;
+/// Times that a repair asks every other replica.
+pub const READ_REPAIR_ROUNDS: usize = 5;
+/// Pause between them: a follower learns of a commit with the next entries, or with a heartbeat.
+pub const READ_REPAIR_PAUSE: Duration = Duration::from_millis(50);
 /// Times that a column is fetched anew because a version of it went during the fetch, before the install fails.
 pub const COLUMN_FETCH_ATTEMPTS: usize = 8;
 

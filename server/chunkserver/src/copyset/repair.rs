@@ -28,9 +28,10 @@ use crate::store::row::{PageState, Row};
 use crate::store::write::NewPage;
 use bytes::Bytes;
 use ogee_common::checksum::PAGE;
-use ogee_common::limits::{PAGES_PER_ROW, READ_REPAIRS_MAX};
+use ogee_common::limits::{PAGES_PER_ROW, READ_REPAIR_PAUSE, READ_REPAIR_ROUNDS, READ_REPAIRS_MAX};
 use ogee_proto::data::ReadHead;
 use ogee_raft::api::SnapshotSource;
+use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -66,8 +67,9 @@ impl CopysetStore {
         self.read(head).await
     }
 
-    /// Mends the page, and whatever else is bad in its row, from the first of the others that can. One repair at a
-    /// time per copyset. Returns whether the page matches its checksum now.
+    /// Mends the page, and whatever else is bad in its row, from the first of the others that can; they are asked again
+    /// for a while, because one that lags or is ahead may be neither a moment later. One repair at a time per copyset.
+    /// Returns whether the page matches its checksum now.
     ///
     /// # Errors
     /// When the own disk failed.
@@ -79,32 +81,43 @@ impl CopysetStore {
     ) -> Result<bool, ChunkStoreError> {
         let _one_at_a_time = self.repairing.lock().await;
         let row = row_of(page).0;
-        for other in others {
-            if self.bad_pages(version, row).await?.is_none_or(|bad| !bad.contains(&page)) {
+        let is_good = async || Ok::<_, ChunkStoreError>(self.bad_pages(version, row).await?.is_none_or(|b| !b.contains(&page)));
+        for round in 0..READ_REPAIR_ROUNDS {
+            for other in others {
+                if is_good().await? {
+                    return Ok(true);
+                }
+                if let Some((theirs, applied)) = self.ask(other, version, row).await {
+                    self.mend(version, &theirs, applied).await?;
+                }
+            }
+            if is_good().await? {
                 return Ok(true);
             }
-            let request = FetchRequest::Row { version, row }.encode();
-            let answer = match other.fetch(request).await {
-                Ok(answer) => RowsAnswer::decode(&answer),
-                Err(error) => {
-                    let error = &error as &dyn std::error::Error;
-                    tracing::warn!(copyset = self.id().0, ?version, page, error, "a replica cannot help to repair");
-                    continue;
-                }
-            };
-            match answer {
-                Ok(RowsAnswer { applied, rows, .. }) => {
-                    if let Some(theirs) = rows.first().filter(|theirs| theirs.row == row) {
-                        self.mend(version, theirs, applied).await?;
-                    }
-                }
-                Err(error) => {
-                    let error = &error as &dyn std::error::Error;
-                    tracing::warn!(copyset = self.id().0, ?version, page, error, "answer to a repair");
-                }
+            if round + 1 < READ_REPAIR_ROUNDS {
+                tokio::time::sleep(READ_REPAIR_PAUSE).await;
             }
         }
-        Ok(self.bad_pages(version, row).await?.is_none_or(|bad| !bad.contains(&page)))
+        Ok(false)
+    }
+
+    /// Another replica's row, and the index it had applied before it looked.
+    async fn ask(&self, other: &impl SnapshotSource, version: VersionKey, row: u8) -> Option<(FetchedRow, u64)> {
+        let request = FetchRequest::Row { version, row }.encode();
+        let answer = match other.fetch(request).await {
+            Ok(answer) => RowsAnswer::decode(&answer).map_err(|e| Box::new(e) as Box<dyn Error + Send + Sync>),
+            Err(error) => Err(error.into()),
+        };
+        match answer {
+            Ok(mut answer) => {
+                let theirs = answer.rows.pop().filter(|theirs| theirs.row == row)?;
+                Some((theirs, answer.applied))
+            }
+            Err(error) => {
+                tracing::warn!(copyset = self.id().0, ?version, row, error = &*error as &dyn Error, "no help to repair");
+                None
+            }
+        }
     }
 
     /// Pages of a row that do not match their checksums now; `None` when the version is gone.
