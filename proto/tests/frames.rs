@@ -102,6 +102,8 @@ fn all_frames() -> Vec<(&'static str, OutFrame)> {
     ] {
         frames.push((name, OutFrame::request(opcode, 8, &raft().encode(), Bytes::from_static(b"payload"))));
     }
+    // No group before it: a line for each of several.
+    frames.push(("raft_beat", OutFrame::request(Opcode::RaftBeat, 9, &[0; 4], none())));
     frames
 }
 

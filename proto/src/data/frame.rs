@@ -73,6 +73,8 @@ opcodes! {
     RaftTransfer = 0x24,
     /// Page ranges for a replica that installs a Raft snapshot.
     FetchPages = 0x25,
+    /// Heartbeats of all groups between two processes.
+    RaftBeat = 0x26,
 }
 
 /// The fixed part of a frame.

@@ -217,6 +217,7 @@ impl RaftGroup {
         if clock::now() < self.0.votes_from {
             return;
         }
+        let Some(_doubt) = self.0.promise.ballot(clock::now(), self.0.tuning.lease()) else { return };
         // An error means that the replica has stopped.
         let _ = self.0.raft.trigger().elect(true).await;
     }

@@ -2,17 +2,19 @@
 //!
 //! Called on the task of the connection, in the order of arrival. Invariants: AppendEntries reach openraft in that order
 //! (each is queued before the call returns, its answer is awaited elsewhere); a frame for another replica of the same
-//! group is refused, so an old address never reaches a new incarnation; a replica that was restarted gives no vote
-//! while a leader may still rely on what it promised before.
+//! group is refused, so an old address never reaches a new incarnation; no vote reaches openraft while a leader may
+//! still rely on a promise that openraft does not know of: one made before a restart, or by a beat
+//! ([`crate::promise`]).
 
-use crate::alias::AppendRequest;
+use crate::alias::{AppendRequest, AppendResponse, VoteRequest, VoteResponse};
 use crate::api::MANIFEST_BYTES_MAX;
 use crate::codec;
 use crate::poll_once;
+use crate::promise::Doubt;
 use crate::replica::Replica;
 use crate::snapshot;
 use bytes::Bytes;
-use ogee_common::clock;
+use ogee_common::clock::{self, Instant};
 use ogee_proto::data::{Opcode, RaftHead, Status};
 use ogee_proto::link::Responder;
 use std::sync::Arc;
@@ -48,10 +50,15 @@ fn refuse(replica: &Replica, opcode: Opcode, error: &codec::CodecError, responde
 }
 
 fn append(replica: &Arc<Replica>, request: AppendRequest, responder: Responder) {
-    replica.heard(&request.vote);
-    let raft = replica.raft.clone();
-    let reply = |result: Result<_, _>, responder: Responder| match result {
-        Ok(reply) => responder.send(Status::Ok, &codec::encode_append_reply(&reply), Bytes::new()),
+    let (term, arrival) = (request.vote.leader_id.term, replica.heard(&request.vote));
+    let (raft, promise) = (replica.raft.clone(), replica.promise.clone());
+    let reply = move |result: Result<AppendResponse, _>, responder: Responder| match result {
+        Ok(reply) => {
+            if !matches!(reply, AppendResponse::HigherVote(_)) {
+                promise.accepted(term, arrival);
+            }
+            responder.send(Status::Ok, &codec::encode_append_reply(&reply), Bytes::new());
+        }
         // The replica has stopped.
         Err(_) => responder.status(Status::DiskFailed),
     };
@@ -75,22 +82,46 @@ fn vote(replica: &Arc<Replica>, message: &[u8], ballot: Ballot, responder: Respo
         Ok(request) => request,
         Err(error) => return refuse(replica, Opcode::RaftVote, &error, responder),
     };
+    let now = clock::now();
     // A transfer is asked for by the very leader that the promise was made to.
-    if !request.leadership_transfer && clock::now() < replica.votes_from {
+    if !request.leadership_transfer && now < replica.votes_from {
         return responder.status(Status::NotReady);
     }
-    if ballot == Ballot::Binding {
-        replica.timer.asked();
-    }
+    let Some(doubt) = let_through(replica, &request, now) else {
+        let refusal = VoteResponse::new(replica.vote(), None, false);
+        return responder.send(Status::Ok, &codec::encode_vote_reply(&refusal), Bytes::new());
+    };
     let replica = replica.clone();
+    if ballot == Ballot::Probe {
+        // It changes nothing, whatever the core answers.
+        drop(doubt);
+        tokio::spawn(async move {
+            let Ok(reply) = replica.raft.pre_vote(request).await else { return responder.status(Status::DiskFailed) };
+            responder.send(Status::Ok, &codec::encode_vote_reply(&reply), Bytes::new());
+        });
+        return;
+    }
+    replica.timer.asked();
+    let mut doubt = doubt.over(request.vote.leader_id.term);
     tokio::spawn(async move {
-        let result = match ballot {
-            Ballot::Binding => replica.raft.vote(request).await,
-            Ballot::Probe => replica.raft.pre_vote(request).await,
-        };
-        let Ok(reply) = result else { return responder.status(Status::DiskFailed) };
+        let Ok(reply) = replica.raft.vote(request).await else { return responder.status(Status::DiskFailed) };
+        if !reply.vote_granted {
+            doubt.refused();
+        }
+        drop(doubt);
         responder.send(Status::Ok, &codec::encode_vote_reply(&reply), Bytes::new());
     });
+}
+
+/// Whether the core may hear of a vote: not while a lease runs that it knows nothing of.
+fn let_through(replica: &Arc<Replica>, request: &VoteRequest, now: Instant) -> Option<Doubt> {
+    if request.leadership_transfer {
+        return Some(replica.promise.authorized());
+    }
+    if replica.leads_surely(now) {
+        return None;
+    }
+    replica.promise.ballot(now, replica.tuning.lease())
 }
 
 fn transfer(replica: &Arc<Replica>, message: &[u8], responder: Responder) {
@@ -99,8 +130,11 @@ fn transfer(replica: &Arc<Replica>, message: &[u8], responder: Responder) {
         Err(error) => return refuse(replica, Opcode::RaftTransfer, &error, responder),
     };
     let raft = replica.raft.clone();
+    let doubt = replica.promise.authorized();
     tokio::spawn(async move {
-        match raft.handle_transfer_leader(request).await {
+        let result = raft.handle_transfer_leader(request).await;
+        drop(doubt);
+        match result {
             Ok(reply) => responder.send(Status::Ok, &codec::encode_transfer_reply(&reply), Bytes::new()),
             Err(_) => responder.status(Status::DiskFailed),
         }

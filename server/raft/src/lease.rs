@@ -1,11 +1,11 @@
 //! When a majority last heard of this replica as leader: what lease reads rest on.
 //!
-//! Filled by [`crate::append_stream`] with the time at which each answered frame was **sent**; asked by
-//! [`crate::replica`]. openraft keeps such a clock too, but counts an answer for every request with the same last entry
+//! Filled by [`crate::append_stream`] and [`crate::beat`] with the time at which each answered frame was **sent**; asked
+//! by [`crate::replica`]. openraft keeps such a clock too, but counts an answer for every request with the same last entry
 //! that was made before it came, also for those that never arrived; under a one-way partition beside a slow flush that
 //! is too late by the time of the flush. Invariants: only the answer to a frame moves the clock, to the sending of that
 //! very frame; the clock of one term says nothing of another. A follower's own lease starts at the receipt, which is
-//! later, and is at least as long.
+//! later, and is at least as long; an answer to a beat starts one as well ([`crate::promise`]).
 
 use ogee_common::clock::Instant;
 use std::collections::BTreeSet;
@@ -16,6 +16,8 @@ struct Inner {
     term: u64,
     /// Replica, and the latest sending it answered.
     answered: Vec<(u64, Instant)>,
+    /// Replica, the latest sending of a beat it answered, and the committed index that the beat named.
+    beaten: Vec<(u64, Instant, u64)>,
 }
 
 /// The clock of one replica.
@@ -27,7 +29,7 @@ impl LeaseClock {
     pub(crate) fn answered(&self, term: u64, replica: u64, sent: Instant) {
         let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if term > inner.term {
-            *inner = Inner { term, answered: Vec::new() };
+            *inner = Inner { term, ..Inner::default() };
         }
         if term == inner.term {
             match inner.answered.iter_mut().find(|(id, _)| *id == replica) {
@@ -35,6 +37,32 @@ impl LeaseClock {
                 None => inner.answered.push((replica, sent)),
             }
         }
+    }
+
+    /// `replica` has answered, in `term`, a beat that was sent at `sent` and said that all up to `committed` is committed.
+    pub(crate) fn beaten(&self, term: u64, replica: u64, sent: Instant, committed: u64) {
+        self.answered(term, replica, sent);
+        let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if term == inner.term {
+            match inner.beaten.iter_mut().find(|(id, ..)| *id == replica) {
+                Some(known) if known.1 > sent => {}
+                Some(known) => *known = (replica, sent, committed),
+                None => inner.beaten.push((replica, sent, committed)),
+            }
+        }
+    }
+
+    /// `replica` has refused a beat: openraft's own heartbeat is to reach it.
+    pub(crate) fn refused(&self, replica: u64) {
+        let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.beaten.retain(|(id, ..)| *id != replica);
+    }
+
+    /// Whether `replica` has answered in `term` a beat sent at `since` or later, and knows of `committed`.
+    pub(crate) fn knows(&self, term: u64, replica: u64, since: Instant, committed: u64) -> bool {
+        let inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = |(id, sent, upto): &(u64, Instant, u64)| *id == replica && *sent >= since && *upto >= committed;
+        inner.term == term && inner.beaten.iter().any(known)
     }
 
     /// Since when a majority of each of `configs` follows `me` in `term`, at `now`; `None` if one does not.
@@ -86,6 +114,23 @@ mod tests {
         lease.answered(6, 3, t);
         lease.answered(5, 2, t);
         assert_eq!(lease.held(6, 1, &[BTreeSet::from([1, 2])], t), None, "a late answer to an old term");
+    }
+
+    #[test]
+    fn a_beat_counts_as_an_answer_and_says_what_the_follower_knows() {
+        let (lease, t) = (LeaseClock::default(), clock::now());
+        let at = |ms| t + Duration::from_millis(ms);
+        lease.beaten(5, 2, at(10), 100);
+        assert_eq!(lease.held(5, 1, &three(), at(20)), Some(at(10)));
+        assert!(lease.knows(5, 2, at(10), 100) && lease.knows(5, 2, at(5), 7));
+        assert!(!lease.knows(5, 2, at(11), 100), "too long ago");
+        assert!(!lease.knows(5, 2, at(10), 101), "something newer");
+        assert!(!lease.knows(5, 3, at(10), 100) && !lease.knows(4, 2, at(10), 100));
+        lease.refused(2);
+        assert!(!lease.knows(5, 2, at(10), 100));
+        lease.beaten(5, 2, at(30), 100);
+        lease.answered(6, 3, at(30));
+        assert!(!lease.knows(6, 2, at(10), 100) && !lease.knows(5, 2, at(10), 100), "terms do not mix");
     }
 
     #[test]

@@ -10,6 +10,7 @@
 mod alias;
 pub mod api;
 mod append_stream;
+mod beat;
 mod budget;
 mod codec;
 mod group;
@@ -21,6 +22,7 @@ mod machine;
 mod network;
 mod poll_once;
 mod process;
+mod promise;
 mod repair;
 mod replica;
 mod snapshot;

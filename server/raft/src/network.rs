@@ -17,6 +17,7 @@ use crate::ticker::ElectionTimer;
 use crate::types::{PeerNode, TypeConfig};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
+use ogee_common::clock;
 use ogee_proto::data::{Frame, Opcode, RaftHead, Status};
 use ogee_proto::link::LinkError;
 use openraft::base::{BoxFuture, BoxStream};
@@ -28,6 +29,7 @@ use openraft::{OptionalSend, RaftNetworkFactory, RaftNetworkV2, StorageError};
 use smallvec::SmallVec;
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Why an answer is of no use.
 #[derive(Debug, thiserror::Error)]
@@ -75,12 +77,12 @@ pub(crate) struct GroupNetwork {
     pub(crate) machine: Arc<Machine>,
     pub(crate) timer: Arc<ElectionTimer>,
     pub(crate) lease: Arc<LeaseClock>,
+    /// An answer to a beat of this age stands for one to a heartbeat.
+    pub(crate) fresh: Duration,
 }
 
-impl RaftNetworkFactory<TypeConfig> for GroupNetwork {
-    type Network = PeerClient;
-
-    async fn new_client(&mut self, target: u64, node: &PeerNode) -> PeerClient {
+impl GroupNetwork {
+    fn client(&self, target: u64, node: &PeerNode, fresh: Option<Duration>) -> PeerClient {
         let call = PeerCall {
             links: self.links.clone(),
             group: self.group,
@@ -89,7 +91,19 @@ impl RaftNetworkFactory<TypeConfig> for GroupNetwork {
             process: node.process,
             lease: self.lease.clone(),
         };
-        PeerClient { call, machine: self.machine.clone(), timer: self.timer.clone() }
+        PeerClient { call, machine: self.machine.clone(), timer: self.timer.clone(), fresh }
+    }
+}
+
+impl RaftNetworkFactory<TypeConfig> for GroupNetwork {
+    type Network = PeerClient;
+
+    async fn new_client(&mut self, target: u64, node: &PeerNode) -> PeerClient {
+        self.client(target, node, None)
+    }
+
+    async fn new_heartbeat_client(&mut self, target: u64, node: &PeerNode) -> PeerClient {
+        self.client(target, node, Some(self.fresh))
     }
 }
 
@@ -132,6 +146,8 @@ pub(crate) struct PeerClient {
     call: PeerCall,
     machine: Arc<Machine>,
     timer: Arc<ElectionTimer>,
+    /// Of a client for heartbeats: how old an answer to a beat may be to stand for one.
+    fresh: Option<Duration>,
 }
 
 fn decoded<T>(result: Result<T, CodecError>) -> Result<T, RpcError> {
@@ -166,6 +182,11 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
                 let nothing: BoxStream<'s, _> = Box::pin(futures_util::stream::empty());
                 return Ok(nothing);
             };
+            if self.is_known(&first) {
+                let answer: StreamAppendResult<TypeConfig> = Ok(first.prev_log_id);
+                let answers: BoxStream<'s, _> = Box::pin(futures_util::stream::once(std::future::ready(Ok(answer))));
+                return Ok(answers);
+            }
             let live = self.call.acquire().await?;
             let answers: BoxStream<'s, _> = Box::pin(AppendStream::new(&self.call, live, first, input));
             Ok(answers)
@@ -208,6 +229,16 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
 }
 
 impl PeerClient {
+    /// Whether a heartbeat would tell the follower nothing that it did not confirm a moment ago ([`crate::beat`]).
+    fn is_known(&self, request: &AppendRequest) -> bool {
+        let since = self.fresh.and_then(|fresh| clock::now().checked_sub(fresh));
+        let committed = request.leader_commit.map_or(0, |id| id.index);
+        request.entries.is_empty()
+            && since.is_some_and(|at| {
+                self.call.lease.knows(request.vote.leader_id.term, self.call.target, at, committed)
+            })
+    }
+
     /// Sends a fresh manifest and waits, maybe for hours, until it is installed. openraft's snapshot is only a marker:
     /// by the time it is sent the state machine may have a later one.
     async fn send_snapshot(&self, vote: Vote) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {

@@ -5,6 +5,7 @@
 //! ticked until it is closed; a lost connection reaches every group whose leader it concerns.
 
 use crate::api::{AddressBook, FetchHandler, StateMachine};
+use crate::beat;
 use crate::budget::Budget;
 use crate::group::RaftGroup;
 use crate::inbound;
@@ -32,7 +33,7 @@ use openraft::storage::RaftLogStorage as _;
 use openraft::type_config::alias::WatchReceiverOf;
 use openraft::{ConfigError, Raft, RaftLogReader as _, RaftMetrics};
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, Weak};
 use tokio::sync::watch;
 
@@ -81,6 +82,8 @@ pub struct RaftProcess {
     tuning: RaftTuning,
     /// `None` while a group is being opened.
     groups: RwLock<HashMap<u64, Option<Arc<Replica>>>>,
+    /// A leader's process went away: the ticker is to look at everybody's timer.
+    hurry: AtomicBool,
 }
 
 impl std::fmt::Debug for RaftProcess {
@@ -104,7 +107,7 @@ impl RaftProcess {
         let this = Arc::new_cyclic(|this: &Weak<Self>| {
             let events: Weak<dyn LinkEvents> = this.clone();
             let links = Links::new(Identity { process, role, cluster }, book, events);
-            Self { wal, links, tuning: tuning.clone(), groups: RwLock::default() }
+            Self { wal, links, tuning: tuning.clone(), groups: RwLock::default(), hurry: AtomicBool::new(false) }
         });
         if tuning.validate().is_ok() {
             tokio::spawn(ticker::run(Arc::downgrade(&this), tuning));
@@ -160,6 +163,7 @@ impl RaftProcess {
             machine: machine.clone(),
             timer: timer.clone(),
             lease: lease.clone(),
+            fresh: self.tuning.heartbeat * 2,
         };
         let adapter = MachineAdapter(machine.clone());
         let raft = Raft::<TypeConfig, MachineAdapter>::new(id.0, Arc::new(config), network, log, adapter)
@@ -181,6 +185,8 @@ impl RaftProcess {
             timer,
             tuning: self.tuning.clone(),
             lease,
+            promise: Arc::default(),
+            told: AtomicU64::new(0),
             votes_from: now + promise,
             installing: AtomicBool::new(false),
             handed_over: AtomicU64::new(u64::MAX),
@@ -193,13 +199,15 @@ impl RaftProcess {
     #[allow(clippy::needless_pass_by_value)] // a handler owns its frame
     pub fn handle(&self, frame: Frame, responder: Responder) {
         let opcode = frame.header.opcode;
+        if opcode == Opcode::RaftBeat {
+            return beat::receive(self, frame.head(), responder);
+        }
         let head = frame.body.slice(..frame.head().len());
         let head = match RaftHead::decode(&head) {
             Ok(head) => head,
             Err(error) => return responder.bad_request(&error),
         };
-        let replica = self.groups.read().unwrap_or_else(PoisonError::into_inner).get(&head.group).cloned().flatten();
-        match replica {
+        match self.replica(head.group) {
             Some(replica) => inbound::dispatch(&replica, opcode, head, frame.payload(), responder),
             None => responder.status(Status::NotReady),
         }
@@ -215,6 +223,7 @@ impl RaftProcess {
                 | Opcode::RaftPreVote
                 | Opcode::RaftSnapshot
                 | Opcode::RaftTransfer
+                | Opcode::RaftBeat
                 | Opcode::FetchPages
         )
     }
@@ -223,13 +232,26 @@ impl RaftProcess {
     /// there ask for votes as soon as the lease allows.
     pub fn peer_lost(&self, process: u32) {
         self.for_each(|replica| replica.process_lost(process));
+        self.hurry.store(true, Ordering::Release);
+    }
+
+    /// Whether a connection has ended since the last call.
+    pub(crate) fn take_hurry(&self) -> bool {
+        self.hurry.swap(false, Ordering::AcqRel)
     }
 
     /// The group of this number, if it is open.
     #[must_use]
     pub fn group(&self, group: u64) -> Option<RaftGroup> {
-        let groups = self.groups.read().unwrap_or_else(PoisonError::into_inner);
-        groups.get(&group).cloned().flatten().map(RaftGroup)
+        self.replica(group).map(RaftGroup)
+    }
+
+    pub(crate) fn replica(&self, group: u64) -> Option<Arc<Replica>> {
+        self.groups.read().unwrap_or_else(PoisonError::into_inner).get(&group).cloned().flatten()
+    }
+
+    pub(crate) fn links(&self) -> &Arc<Links> {
+        &self.links
     }
 
     /// Stops a replica and forgets it. Its log stays; [`Wal::remove_group`] removes it.

@@ -1,15 +1,17 @@
 //! Everything of one replica, as the other modules of this crate see it: its timers, its lease, its answers.
 //!
 //! Invariants: a read is granted only in a term whose first entry is applied here, within the lease, and not after the
-//! lead was handed over; what is answered for a proposal says "nothing was proposed" only when openraft says so.
+//! lead was handed over or a vote for another may have been given; what is answered for a proposal says "nothing was proposed" only when openraft says so.
 
 use crate::alias::{LogId, Vote};
 use crate::api::{FetchHandler, LeaderHint, Proposed, RaftError};
 use crate::budget::Budget;
+use crate::codec::Beat;
 use crate::lease::LeaseClock;
 use crate::links::Links;
 use crate::machine::{Machine, MachineAdapter};
 use crate::poll_once;
+use crate::promise::{Arrival, Promise};
 use crate::state::{GroupState, GroupStatus};
 use crate::ticker::{ElectionTimer, Tick};
 use crate::tuning::RaftTuning;
@@ -17,7 +19,7 @@ use crate::types::TypeConfig;
 use crate::wal::Wal;
 use ogee_common::clock::{self, Instant};
 use ogee_common::id::{ReplicaId, Term};
-use openraft::async_runtime::WatchReceiver as _;
+use openraft::async_runtime::{Instant as _, WatchReceiver as _};
 use openraft::errors::{ClientWriteError, ForwardReason, ForwardToLeader};
 use openraft::raft::ClientWriteResult;
 use openraft::type_config::alias::WatchReceiverOf;
@@ -40,6 +42,9 @@ pub(crate) struct Replica {
     pub(crate) state: watch::Sender<GroupState>,
     pub(crate) timer: Arc<ElectionTimer>,
     pub(crate) lease: Arc<LeaseClock>,
+    pub(crate) promise: Arc<Promise>,
+    /// The committed index at the beat before.
+    pub(crate) told: AtomicU64,
     /// Before this time no vote is given: one may have been promised to a leader before the restart.
     pub(crate) votes_from: Instant,
     pub(crate) installing: AtomicBool,
@@ -61,11 +66,64 @@ impl Replica {
         metrics.local_committed
     }
 
-    /// An AppendEntries of a leader with `vote` arrived.
-    pub(crate) fn heard(&self, vote: &Vote) {
+    /// An AppendEntries of a leader with `vote` arrived. To be called before the core gets it.
+    pub(crate) fn heard(&self, vote: &Vote) -> Arrival {
         if vote.leader_id.term >= self.metrics.borrow_watched().current_term {
             self.timer.heard();
         }
+        self.promise.arrival()
+    }
+
+    /// Whether a leader's line in a common heartbeat is accepted: then it is promised a lease from `now` on.
+    pub(crate) fn beaten(&self, beat: &Beat, now: Instant) -> bool {
+        if beat.target != self.id.0 || self.state.borrow().status != GroupStatus::Running {
+            return false;
+        }
+        let metrics = self.metrics.borrow_watched();
+        let follows = metrics.running_state.is_ok()
+            && matches!(metrics.state, ServerState::Follower | ServerState::Learner)
+            && metrics.current_term == beat.term
+            && metrics.local_committed.map_or(0, |id| id.index) >= beat.committed;
+        let accepted = follows && self.promise.renew(beat.term, now);
+        if accepted {
+            self.timer.heard();
+        }
+        accepted
+    }
+
+    /// What this replica has to say to the other members by the common heartbeat.
+    pub(crate) fn beats(&self, mut say: impl FnMut(u32, Beat)) {
+        let metrics = self.metrics.borrow_watched();
+        let term = metrics.current_term;
+        let leads = metrics.state == ServerState::Leader
+            && metrics.running_state.is_ok()
+            && self.state.borrow().status == GroupStatus::Running
+            && self.handed_over.load(Ordering::Acquire) != term;
+        // A core that stands still, or has lost its majority, is left to its followers' timers.
+        let alive = metrics.last_quorum_acked.is_some_and(|at| at.into_inner().elapsed() < self.tuning.lease());
+        if !leads || !alive {
+            return;
+        }
+        // What was committed a beat ago: followers learn of commits a little later and shall not have to refuse.
+        let committed = self.told.swap(metrics.cluster_committed.map_or(0, |id| id.index), Ordering::AcqRel);
+        for (id, node) in metrics.membership_config.nodes().filter(|(id, _)| **id != self.id.0) {
+            say(node.process, Beat { group: self.group, target: *id, term, committed });
+        }
+    }
+
+    /// Whether this replica leads and a majority has promised not to vote for another one at `now`.
+    pub(crate) fn leads_surely(&self, now: Instant) -> bool {
+        let metrics = self.metrics.borrow_watched();
+        let (term, configs) = (metrics.current_term, metrics.membership_config.get_joint_config());
+        metrics.state == ServerState::Leader
+            && self.handed_over.load(Ordering::Acquire) != term
+            && self.lease.held(term, self.id.0, configs, now).is_some_and(|at| now < at + self.tuning.lease())
+    }
+
+    /// Whether the core of this leader should hear that it still leads: three times before its lease ends.
+    fn wants_heartbeat(&self) -> bool {
+        let acked = self.metrics.borrow_watched().last_quorum_acked;
+        acked.is_none_or(|at| at.into_inner().elapsed() >= self.tuning.heartbeat * 3 / 2)
     }
 
     /// Looks at this replica's timers.
@@ -74,11 +132,16 @@ impl Replica {
         match state {
             ServerState::Leader if tick.beat => {
                 self.timer.heard();
-                // Not ready: the core is so busy that it needs no heartbeat to show that it lives.
-                let _ = poll_once::ready(self.raft.trigger().heartbeat());
+                if self.wants_heartbeat() {
+                    // Not ready: the core is so busy that it needs no heartbeat to show that it lives.
+                    let _ = poll_once::ready(self.raft.trigger().heartbeat());
+                }
             }
             ServerState::Follower | ServerState::Candidate if !tick.stood_still && self.timer.due(tick.now) => {
-                let _ = poll_once::ready(self.raft.trigger().elect(true));
+                // The doubt ends when the core has it in its queue.
+                if let Some(_doubt) = self.promise.ballot(tick.now, self.tuning.lease()) {
+                    let _ = poll_once::ready(self.raft.trigger().elect(true));
+                }
             }
             _ => {}
         }
@@ -148,7 +211,8 @@ impl Replica {
         let (configs, now) = (metrics.membership_config.get_joint_config(), clock::now());
         let since = self.lease.held(term, self.id.0, configs, now);
         let leased = since.is_some_and(|at| now < at + self.tuning.read_lease());
-        if caught_up && leased && self.handed_over.load(Ordering::Acquire) != term {
+        let undisputed = self.promise.may_lead(term) && self.handed_over.load(Ordering::Acquire) != term;
+        if caught_up && leased && undisputed {
             LeaseRead::Granted(Term(term))
         } else {
             LeaseRead::Ask

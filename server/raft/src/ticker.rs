@@ -1,20 +1,21 @@
 //! The clock of all groups of a process: heartbeats and elections, driven by one timer.
 //!
 //! openraft's own tick costs a timer and a turn of each group's core forty times a second; here an idle follower costs a
-//! comparison. All heartbeats of a process start in the same tick, so they leave in one system call per peer.
+//! comparison. All heartbeats of a process start in the same tick and leave as one frame per peer ([`crate::beat`]).
 //!
 //! Invariants: this only *asks*. openraft refuses to ask for votes while its lease on a leader runs, and peers refuse to
-//! answer; nothing here can shorten a lease. Life of the timer of a follower:
+//! answer, and of leases that openraft knows nothing of [`crate::promise`] keeps count; nothing here can shorten one. Life of the timer of a follower:
 //!
 //! ```text
 //!   heard -----------------> lease runs -> patience runs -> ask for votes -> not before: a new patience later -> ...
 //!     ^  leader's process     (election_max)  random election_min..max
 //!     |  lost: patience = rank * election_step
-//!     +---- any AppendEntries of the current term or a later one
+//!     +---- any AppendEntries of the current term or a later one, or an accepted beat
 //! ```
 //! An election takes two flushes and must not be disturbed: a request for this replica's vote puts `not before` off, and
 //! so does an attempt of its own. Only a refusal of a pre-vote ("my lease runs a little longer") brings it near again.
 
+use crate::beat;
 use crate::process::RaftProcess;
 use crate::tuning::RaftTuning;
 use ogee_common::clock::{self, Instant};
@@ -107,6 +108,13 @@ impl ElectionTimer {
         }
     }
 
+    /// Before this time [`ElectionTimer::due`] says no, unless [`ElectionTimer::suspect`] is called.
+    fn quiet_until(&self) -> Instant {
+        let inner = self.inner();
+        // Answers to an attempt may bring the next one near.
+        if inner.attempts > 0 { inner.heard } else { inner.heard + self.lease + inner.patience }
+    }
+
     /// Whether votes are to be asked for at `now`; if so, the timer is set for the next attempt.
     pub(crate) fn due(&self, now: Instant) -> bool {
         let mut inner = self.inner();
@@ -134,6 +142,8 @@ pub(crate) async fn run(process: Weak<RaftProcess>, tuning: RaftTuning) {
     let mut ticks = tokio::time::interval(tuning.tick);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut last, mut beat_at) = (clock::now(), clock::now());
+    // Between two beats nobody is looked at who cannot be due: a thousand timers are a thousand cache misses.
+    let mut quiet_until = last;
     loop {
         ticks.tick().await;
         let Some(process) = process.upgrade() else { return };
@@ -146,8 +156,18 @@ pub(crate) async fn run(process: Weak<RaftProcess>, tuning: RaftTuning) {
             // From the planned time, not from now: a late tick shall not slow the beat down.
             beat_at = (beat_at + tuning.heartbeat).max(now);
         }
+        if !process.take_hurry() && !beat && now < quiet_until {
+            continue;
+        }
         let tick = Tick { now, beat, stood_still };
-        process.for_each(|replica| replica.tick(tick));
+        quiet_until = now + tuning.lease();
+        process.for_each(|replica| {
+            replica.tick(tick);
+            quiet_until = quiet_until.min(replica.timer.quiet_until());
+        });
+        if beat {
+            beat::send(&process);
+        }
     }
 }
 
@@ -177,6 +197,20 @@ mod tests {
         timer.suspect(0);
         assert!(!timer.due(now + Duration::from_millis(890)));
         assert!(timer.due(now + Duration::from_millis(950)));
+    }
+
+    #[test]
+    fn nobody_is_due_while_it_is_quiet() {
+        let timer = timer();
+        timer.heard();
+        let quiet = timer.quiet_until();
+        assert!(quiet > clock::now() + Duration::from_millis(900 + 200), "lease and patience");
+        assert!(!timer.due(quiet - Duration::from_millis(1)) && timer.due(quiet));
+        assert!(timer.quiet_until() <= clock::now(), "an attempt is watched closely");
+        let timer = ElectionTimer::new(&RaftTuning::default(), Started::Again);
+        timer.suspect(0);
+        assert!(timer.quiet_until() < clock::now() + Duration::from_millis(950), "the lease alone");
+        assert!(timer.due(timer.quiet_until()));
     }
 
     #[test]

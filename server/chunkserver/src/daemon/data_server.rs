@@ -58,7 +58,7 @@ impl Handler for Connection {
     fn handle(&self, frame: Frame, responder: Responder) {
         match (&self.session, frame.header.opcode) {
             (None, Opcode::RaftAppend | Opcode::RaftVote | Opcode::RaftPreVote)
-            | (None, Opcode::RaftSnapshot | Opcode::RaftTransfer | Opcode::FetchPages) => {
+            | (None, Opcode::RaftSnapshot | Opcode::RaftTransfer | Opcode::RaftBeat | Opcode::FetchPages) => {
                 self.server.process.handle(frame, responder);
             }
             (Some(session), _) if !session.is_current() => responder.status(Status::OldGeneration),

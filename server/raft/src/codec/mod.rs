@@ -6,10 +6,12 @@
 //! carry a CRC32C in the message. Byte tables are at each message; golden bytes in `tests.rs`.
 
 mod append;
+mod beat;
 mod messages;
 mod reader;
 
 pub(crate) use append::{AppendFrame, decode_append, decode_append_reply, encode_append, encode_append_reply};
+pub(crate) use beat::{BEATS_MAX, Beat, decode_beats, decode_beats_reply, encode_beats, encode_beats_reply};
 pub(crate) use messages::{
     SnapshotHead, decode_fetch_reply, decode_transfer, decode_transfer_reply, decode_vote, decode_vote_only,
     decode_vote_reply, encode_fetch_reply, encode_transfer, encode_transfer_reply, encode_vote, encode_vote_only,

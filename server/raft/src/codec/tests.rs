@@ -44,6 +44,30 @@ fn sample_append() -> AppendRequest {
     }
 }
 
+fn sample_beats() -> Vec<Beat> {
+    (1..=3).map(|n| Beat { group: n, target: 10 * n, term: 7, committed: 100 + n }).collect()
+}
+
+#[test]
+fn beats_survive_the_way_and_garbage_does_not() {
+    let (beats, bytes) = (sample_beats(), encode_beats(&sample_beats()));
+    assert_eq!(decode_beats(&bytes), Ok(beats));
+    for end in 0..bytes.len() {
+        assert!(decode_beats(&bytes[..end]).is_err(), "cut at {end}");
+    }
+    assert_eq!(decode_beats(&[&bytes[..], &[0]].concat()), Err(CodecError::Trailing(1)));
+    assert_eq!(decode_beats(&u32::MAX.to_le_bytes()), Err(CodecError::OutOfRange("beats")));
+    assert_eq!(decode_beats(&[1, 0, 0, 0, 0]), Err(CodecError::Short("beats")));
+    let far = Beat { group: 1, target: 2, term: 1 << 60, committed: 0 };
+    assert_eq!(decode_beats(&encode_beats(&[far])), Err(CodecError::OutOfRange("term")));
+    assert_eq!(decode_beats_reply(&encode_beats_reply(&[0, 2]), 3), Ok(vec![0, 2]));
+    let wrong: [&[u32]; 4] = [&[0, 3], &[1, 1], &[1, 0], &[0, 1, 2, 3]];
+    for refused in wrong {
+        assert!(decode_beats_reply(&encode_beats_reply(refused), 3).is_err(), "{refused:?}");
+    }
+    assert!(decode_beats_reply(&[1, 0, 0, 0], 3).is_err());
+}
+
 fn one_frame(request: AppendRequest) -> (Bytes, Bytes) {
     let frames = encode_append(request);
     assert_eq!(frames.len(), 1);
@@ -91,6 +115,8 @@ fn golden_messages() {
     check_golden("raft-append-reply-v1", &encode_append_reply(&AppendResponse::HigherVote(Vote::new(8, 2))));
     let mut vote = VoteRequest::new(Vote::new(9, 4), Some(id(5, 41)));
     vote.leadership_transfer = true;
+    check_golden("raft-beat-v1", &encode_beats(&sample_beats()));
+    check_golden("raft-beat-reply-v1", &encode_beats_reply(&[0, 2]));
     check_golden("raft-vote-v1", &encode_vote(&vote));
     check_golden("raft-vote-reply-v1", &encode_vote_reply(&VoteResponse::new(Vote::new(9, 4), Some(id(5, 41)), true)));
     let transfer = TransferRequest::new(Vote::new_committed(7, 3), 2, Some(id(7, 46)));

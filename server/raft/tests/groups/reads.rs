@@ -150,3 +150,51 @@ fn a_new_leader_serves_no_read_before_it_has_applied() {
     let leader = cluster.leader(1);
     assert_eq!(cluster.node(leader).commands(1), [Bytes::from_static(b"acknowledged")]);
 }
+
+#[test]
+fn a_promise_that_openraft_does_not_know_of_keeps_a_rival_out() {
+    let cluster = Cluster::start(Setup::default());
+    let leader = cluster.leader(1);
+    cluster.node(leader).propose(1, b"everybody has this", None).expect("acknowledged");
+    cluster.converged(1, &[Bytes::from_static(b"everybody has this")]);
+    let term = cluster.node(leader).read(1).expect("leads");
+    let rival = cluster.all().into_iter().find(|p| *p != leader).expect("three");
+    // Nothing is written, so the third hears only the common heartbeat, and the rival hears nothing. The rival has the
+    // whole log and asks all the time: it is the third that must refuse, long after its core last heard of a leader.
+    cluster.net.isolate(leader, [rival]);
+    let lease = cluster.setup.tuning.election_max;
+    let (start, mut asked) = (now(), None::<std::time::Instant>);
+    while start.elapsed() < lease * 5 {
+        if asked.is_none_or(|at| at.elapsed() > Duration::from_millis(100)) {
+            asked = Some(now());
+            let group = cluster.node(rival).group(1);
+            cluster.node(rival).run(async move { group.elect().await });
+        }
+        assert_eq!(cluster.node(leader).read(1), Ok(term), "after {:?}", start.elapsed());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // The leader is not heard of any more: then the promise ends, and with it the leader's lease.
+    let silent = now();
+    cluster.net.isolate(leader, cluster.all());
+    let others: Vec<u32> = cluster.all().into_iter().filter(|p| *p != leader).collect();
+    wait("another leader", || {
+        let deposed = others.iter().any(|p| cluster.node(*p).group(1).is_leader());
+        let read = cluster.node(leader).read(1);
+        assert!(!(deposed && read.is_ok()), "a stale read: another leads already");
+        deposed
+    });
+    println!("took over after {:?}", silent.elapsed());
+}
+
+#[test]
+fn a_leader_whose_state_machine_fails_is_replaced() {
+    let cluster = Cluster::start(Setup::default());
+    let old = cluster.leader(1);
+    cluster.node(old).watched[&1].broken.store(true, std::sync::atomic::Ordering::Relaxed);
+    let outcome = cluster.node(old).propose(1, b"fate unknown", None);
+    assert!(outcome.is_err(), "{outcome:?}");
+    // Its process lives and talks to the others: what it says of this group must not keep them quiet.
+    let others: Vec<u32> = cluster.all().into_iter().filter(|p| *p != old).collect();
+    let next = cluster.leader_among(1, &others);
+    cluster.node(next).propose(1, b"after", None).expect("two of three");
+}
