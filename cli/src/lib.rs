@@ -9,6 +9,7 @@
 //! | `image/`, `qcow2/`, `sparse.rs` | `image import`; the qcow2 format; holes and zeros |
 //! | `export/`, `checksum.rs`, `copy_out.rs` | `export`, `checksum`; reading a whole volume in order |
 //! | `vhost.rs`, `null_device.rs` | `vhost-blk`; the device of `--null` |
+//! | `volume_metrics.rs` | `/metrics` of `vhost-blk` |
 //! | `bench/` | `bench` |
 //! | `dev/` | `dev`: a cluster on this machine |
 //! | `daemon/` | `mds`, `chunkserver` |
@@ -42,6 +43,7 @@ mod snapshot;
 mod sparse;
 mod vhost;
 mod volume;
+mod volume_metrics;
 
 use args::{Cli, Command, Parsed};
 use connect::Context;

@@ -10,6 +10,7 @@ use crate::null_device::NullDevice;
 use crate::open::{close_volume, open_volume};
 use crate::output::Output;
 use crate::signals::StopSignals;
+use crate::volume_metrics;
 use clap::Args;
 use ogee_client::{BlockDevice, DeviceInfo, OpenMode};
 use ogee_common::limits::PAGE_BYTES;
@@ -20,6 +21,7 @@ use ogee_vhost_blk::{
     libvirt_disk_xml, qemu_args,
 };
 use serde::Serialize;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -51,6 +53,9 @@ pub(crate) struct VhostBlkArgs {
     /// Fail an IO that takes longer, in seconds; by default the guest waits for ever
     #[arg(long, value_name = "SECONDS")]
     io_timeout: Option<u64>,
+    /// Answer GET /metrics here, for Prometheus: what the volume did; by default nowhere
+    #[arg(long, value_name = "ADDR", conflicts_with = "null")]
+    metrics: Option<SocketAddr>,
 }
 
 impl VhostBlkArgs {
@@ -111,7 +116,11 @@ async fn serve(context: &Context, args: VhostBlkArgs) -> Result<(), CliError> {
     let cluster = context.cluster(args.io_timeout.map(Duration::from_secs))?;
     let mode = if args.read_only { OpenMode::ReadOnly } else { OpenMode::ReadWrite { steal: args.steal } };
     let volume = open_volume(&cluster, name, mode).await?;
-    let served = serve_open(context.out, &args, &volume, &mut signals).await;
+    let served = match args.metrics.map(|addr| volume_metrics::serve(addr, &volume)).transpose() {
+        // Served until the front ends are gone.
+        Ok(_metrics) => serve_open(context.out, &args, &volume, &mut signals).await,
+        Err(error) => Err(error),
+    };
     let closed = tokio::select! {
         closed = close_volume(&volume) => closed,
         () = signals.wait() => Err(CliError::new(ErrorKind::Failure, "second signal: the volume stays attached")),

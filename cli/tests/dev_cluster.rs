@@ -155,6 +155,7 @@ fn every_command_works_on_a_real_cluster() {
     clone_and_rollback(&cluster, &sum);
     exports_are_equal(&cluster);
     serve(&cluster);
+    bench(&cluster);
     survives_kill(&cluster, &sum);
     stop(&cluster);
 }
@@ -246,6 +247,79 @@ fn exports_are_equal(cluster: &Cluster) {
     qemu_img(&["compare", "-f", "raw", "-F", "qcow2", raw, qcow2]);
     cluster.refused(&["export", "golden@v9", "none.raw"], 3);
     assert!(!cluster.path("none.raw").exists() && !cluster.path("none.raw.partial").exists());
+}
+
+/// A page of `/metrics`, by plain HTTP.
+fn scrape(addr: &str) -> String {
+    use std::io::{Read, Write};
+    let mut stream = std::net::TcpStream::connect(addr).expect("connected");
+    write!(stream, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").expect("sent");
+    let mut page = String::new();
+    stream.read_to_string(&mut page).expect("the server closes");
+    assert!(page.starts_with("HTTP/1.1 200") && page.ends_with("# EOF\n"), "{page}");
+    page
+}
+
+fn metric(page: &str, name: &str) -> u64 {
+    let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.unwrap_or_else(|| panic!("no {name} in {page}")).parse().expect("a number")
+}
+
+/// Where the daemons of a kind show their metrics.
+fn metrics_addrs(cluster: &Cluster, key: &str) -> Vec<String> {
+    let record = std::fs::read_to_string(cluster.path("cluster/dev.toml")).expect("read");
+    let record: toml::Table = toml::from_str(&record).expect("TOML");
+    record[key].as_array().expect("a list").iter().map(|a| a.as_str().expect("an address").to_owned()).collect()
+}
+
+/// A load that verifies finds nothing wrong, says what it cost, and moves the daemons' metrics.
+fn bench(cluster: &Cluster) {
+    let (chunkservers, mds) = (metrics_addrs(cluster, "chunkserver_metrics"), metrics_addrs(cluster, "mds_metrics"));
+    let volumes = metric(&scrape(&mds[0]), "ogee_mds_volumes");
+    let commands = metric(&scrape(&mds[0]), "ogee_mds_commands_total");
+    cluster.json(&["volume", "create", "bench", "--size", "16M"]);
+    let page = scrape(&mds[0]);
+    assert_eq!((metric(&page, "ogee_mds_leader"), metric(&page, "ogee_mds_volumes")), (1, volumes + 1));
+    assert_eq!(metric(&page, "ogee_mds_chunkservers_up"), 3);
+    assert!(metric(&page, "ogee_mds_commands_total") > commands);
+    let before: Vec<String> = chunkservers.iter().map(|addr| scrape(addr)).collect();
+    let load = ["--rw", "randrw", "--rwmixread", "30", "--iodepth", "8", "--numjobs", "2", "--size", "8M", "--runtime", "2"];
+    let report = cluster.json(&[&["bench", "bench", "--verify", "--prefill", "--fsync", "16"], &load[..]].concat());
+    let after: Vec<String> = chunkservers.iter().map(|addr| scrape(addr)).collect();
+    let number = |value: &Value| value.as_f64().unwrap_or_else(|| panic!("not a number in {report}"));
+    assert_eq!((&report["system"], &report["load"]), (&"ogee".into(), &"randrw".into()));
+    assert_eq!((&report["block_bytes"], &report["depth"]), (&4096.into(), &8.into()));
+    assert_eq!((&report["jobs"], &report["volumes"], &report["errors"]), (&2.into(), &1.into(), &0.into()));
+    let at = |name: &str| number(&report[name]);
+    assert!(at("iops") > 0.0 && (at("seconds") - 2.0).abs() < 0.1, "{report}");
+    assert!(at("p50_us") <= at("p99_us") && at("p99_us") <= at("p999_us") && at("p999_us") <= at("max_us"), "{report}");
+    assert!(at("mean_us") > 0.0 && at("mean_us") <= at("max_us"), "{report}");
+    let writes = number(&report["write"]["ios"]);
+    let share = number(&report["read"]["ios"]) / at("ios");
+    assert!(writes > 0.0 && (0.1..0.5).contains(&share), "{report}");
+    assert!(number(&report["flush"]["ios"]) > 0.0, "{report}");
+    assert!(at("verified_blocks") >= 2048.0, "all blocks at the end, and those that were read: {report}");
+    assert!(at("flushes_per_1000") > 0.0 && at("write_amplification") > 0.5, "{report}");
+    assert!((0.0..=1.0).contains(&at("foreign_cpu")), "{report}");
+    for name in ["bench", "mds-1", "cs-1", "cs-2", "cs-3"] {
+        assert!(number(&report["rss_bytes"][name]) > 1e6 && report["cpu_us_per_io"][name].is_number(), "{name}: {report}");
+    }
+    assert!(number(&report["cpu_us_per_io"]["total"]) > 0.0, "{report}");
+    for (before, after) in before.iter().zip(&after) {
+        let moved = |name: &str| metric(after, name) - metric(before, name);
+        // Every chunkserver has a replica of everything: the load's writes, and 8 for the filling.
+        let entries = f64::from(u32::try_from(moved("ogee_wal_entries_total")).expect("few"));
+        assert!(entries >= writes + 8.0, "{entries} entries for {writes} writes");
+        assert!(moved("ogee_data_written_bytes_total") >= 8 << 20, "{after}");
+        assert!(moved("ogee_wal_written_bytes_total") >= 8 << 20 && moved("ogee_wal_flushes_total") > 0, "{after}");
+        assert!(moved("ogee_raft_applied_entries_total") > 0, "{after}");
+    }
+    let led: u64 = after.iter().map(|page| metric(page, "ogee_raft_groups_led")).sum();
+    assert_eq!(led, metric(&page, "ogee_mds_copysets"), "every copyset has one leader");
+    assert_eq!(cluster.json(&["volume", "info", "bench"])["attached"], false);
+    assert!(cluster.refused(&["bench", "nobody"], 3).contains("nobody"));
+    cluster.refused(&["bench", "bench", "--size", "17M"], 2);
+    cluster.json(&["volume", "rm", "bench"]);
 }
 
 /// A served volume is attached and says so; SIGTERM gives it back.

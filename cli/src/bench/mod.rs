@@ -49,7 +49,7 @@ use phase::{Outcome, Phase, Timing};
 use plan::{Blocks, Order, Plan, Verb};
 use procs::Process;
 use report::{ByProcess, Report};
-use scrape::{Observation, Parts};
+use scrape::{Amplification, Flushes, Observation};
 use sdk_target::SdkSource;
 use std::path::Path;
 use std::sync::Arc;
@@ -207,7 +207,7 @@ impl<'a, S: Source> Bench<'a, S> {
             true => Some(self.phase("read back", Timing::SWEEP, signals).run(self.sweep(Verb::Read), nothing).await?),
             false => None,
         };
-        let mut report = self.report(load, processes, replicas);
+        let mut report = self.report(&load, processes, replicas);
         for sweep in [filled, read_back].into_iter().flatten() {
             report.errors += sweep.tally.errors;
             report.first_error = report.first_error.or(sweep.tally.first_error);
@@ -271,7 +271,7 @@ impl<'a, S: Source> Bench<'a, S> {
     }
 
     #[allow(clippy::cast_precision_loss)] // figures for people
-    fn report(&self, load: Outcome<Observation>, processes: &[Process], replicas: u32) -> Report {
+    fn report(&self, load: &Outcome<Observation>, processes: &[Process], replicas: u32) -> Report {
         let all = load.tally.all().row(load.seconds);
         let mut report = Report::new(self.args, all, load.seconds);
         let row = |verb| load.tally.row(verb, load.seconds);
@@ -283,9 +283,9 @@ impl<'a, S: Source> Bench<'a, S> {
             let writes = report.write.map_or(0, |w| w.ios) * u64::from(replicas);
             let bytes = writes * self.args.bs;
             if let Some(did) = Observation::between(processes, first, last) {
-                report.flushes_per_1000_of = Parts::flushes(&did, writes);
-                report.flushes_per_1000 = report.flushes_per_1000_of.map(|p| p.sum());
-                report.write_amplification_of = Parts::bytes(&did, bytes);
+                report.flushes_per_1000_of = Flushes::of(&did, writes);
+                report.flushes_per_1000 = report.flushes_per_1000_of.map(|f| f.sum());
+                report.write_amplification_of = Amplification::of(&did, bytes);
             }
             report.write_amplification =
                 by.chunkservers_wrote.filter(|_| bytes > 0).map(|wrote| wrote as f64 / bytes as f64);
@@ -315,3 +315,6 @@ fn share(blocks: u64, job: u64, jobs: u64) -> Blocks {
     let (from, to) = (blocks * job / jobs, blocks * (job + 1) / jobs);
     Blocks { first: from, count: to - from }
 }
+
+#[cfg(test)]
+mod tests;

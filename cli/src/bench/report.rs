@@ -4,7 +4,7 @@
 
 use super::args::BenchArgs;
 use super::procs::{Process, Sample, Used};
-use super::scrape::Parts;
+use super::scrape::{Amplification, Flushes};
 use super::tally::Row;
 use ogee_common::size::ByteLen;
 use serde::Serialize;
@@ -46,12 +46,12 @@ pub(crate) struct Report {
     /// Flushes of chunkservers for 1,000 writes, each replica.
     pub(crate) flushes_per_1000: Option<f64>,
     /// The same by what was flushed.
-    pub(crate) flushes_per_1000_of: Option<Parts>,
+    pub(crate) flushes_per_1000_of: Option<Flushes>,
     /// Bytes written to disks by chunkservers for each byte written, each replica.
     pub(crate) write_amplification: Option<f64>,
     /// Bytes handed to log, data files and metadata store for each byte written, each replica; what is overwritten
     /// before it reaches the disk is counted each time here, and once in `write_amplification`.
-    pub(crate) write_amplification_of: Option<Parts>,
+    pub(crate) write_amplification_of: Option<Amplification>,
     /// Bytes each process wrote to disks.
     pub(crate) written_bytes: BTreeMap<String, u64>,
     /// Memory of each process at the end.
@@ -178,15 +178,17 @@ impl Report {
             processes.row([name.clone(), format!("{cpu:.2}"), bytes(&self.written_bytes), bytes(&self.rss_bytes)]);
         }
         let ratio = |v: Option<f64>| v.map_or("-".to_owned(), |v| format!("{v:.2}"));
-        let split = |v: Option<f64>, of: Option<Parts>| match of {
-            Some(p) => format!("{} (log {:.2}, data {:.2}, metadata {:.2})", ratio(v), p.log, p.data, p.meta),
-            None => ratio(v),
-        };
+        let flushes = self.flushes_per_1000_of.map_or(String::new(), |f| {
+            format!(" (log {:.2}, data {:.2}, metadata {:.2})", f.log, f.data, f.meta)
+        });
+        let bytes = self.write_amplification_of.map_or(String::new(), |a| {
+            format!(" (log {:.2}, new log {:.2}, data {:.2}, metadata {:.2})", a.log, a.log_fill, a.data, a.meta)
+        });
         let mut text = format!("{head}\n\n{table}\n{processes}\n");
         let figures = [
             ("foreign CPU, share of the machine", ratio(self.foreign_cpu)),
-            ("flushes per 1000 writes", split(self.flushes_per_1000, self.flushes_per_1000_of)),
-            ("bytes written per byte and replica", split(self.write_amplification, self.write_amplification_of)),
+            ("flushes per 1000 writes", ratio(self.flushes_per_1000) + &flushes),
+            ("bytes written per byte and replica", ratio(self.write_amplification) + &bytes),
         ];
         for (name, value) in figures {
             // Writing to a String cannot fail.

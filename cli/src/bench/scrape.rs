@@ -25,6 +25,8 @@ pub(crate) struct Counters {
     pub(crate) meta_syncs: u64,
     /// Bytes written to the log.
     pub(crate) log_bytes: u64,
+    /// Zeros written to new segments of the log.
+    pub(crate) log_filled_bytes: u64,
     /// Bytes written to data files.
     pub(crate) data_bytes: u64,
     /// Bytes of batches of the metadata store.
@@ -39,6 +41,7 @@ impl Counters {
             data_syncs: value(page, "ogee_data_syncs_total")?,
             meta_syncs: value(page, "ogee_meta_syncs_total")?,
             log_bytes: value(page, "ogee_wal_written_bytes_total")?,
+            log_filled_bytes: value(page, "ogee_wal_filled_bytes_total")?,
             data_bytes: value(page, "ogee_data_written_bytes_total")?,
             meta_bytes: value(page, "ogee_meta_batch_bytes_total")?,
         })
@@ -50,6 +53,7 @@ impl Counters {
             data_syncs: f(self.data_syncs, other.data_syncs)?,
             meta_syncs: f(self.meta_syncs, other.meta_syncs)?,
             log_bytes: f(self.log_bytes, other.log_bytes)?,
+            log_filled_bytes: f(self.log_filled_bytes, other.log_filled_bytes)?,
             data_bytes: f(self.data_bytes, other.data_bytes)?,
             meta_bytes: f(self.meta_bytes, other.meta_bytes)?,
         })
@@ -110,9 +114,9 @@ impl Observation {
     }
 }
 
-/// Figures for 1,000 writes or for each byte, each replica.
+/// Flushes for 1,000 writes, each replica.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub(crate) struct Parts {
+pub(crate) struct Flushes {
     /// Of the write-ahead log.
     pub(crate) log: f64,
     /// Of data files.
@@ -121,23 +125,14 @@ pub(crate) struct Parts {
     pub(crate) meta: f64,
 }
 
-impl Parts {
-    /// Flushes for 1,000 writes.
+impl Flushes {
+    /// From what the chunkservers did for so many writes, times the replicas; `None` without writes.
     #[must_use]
     #[allow(clippy::cast_precision_loss)] // figures for people
-    pub(crate) fn flushes(did: &Counters, replica_writes: u64) -> Option<Self> {
+    pub(crate) fn of(did: &Counters, replica_writes: u64) -> Option<Self> {
         let per = |n: u64| n as f64 * 1000.0 / replica_writes as f64;
-        let parts = Self { log: per(did.log_flushes), data: per(did.data_syncs), meta: per(did.meta_syncs) };
-        (replica_writes > 0).then_some(parts)
-    }
-
-    /// Bytes for each byte.
-    #[must_use]
-    #[allow(clippy::cast_precision_loss)] // figures for people
-    pub(crate) fn bytes(did: &Counters, replica_bytes: u64) -> Option<Self> {
-        let per = |n: u64| n as f64 / replica_bytes as f64;
-        let parts = Self { log: per(did.log_bytes), data: per(did.data_bytes), meta: per(did.meta_bytes) };
-        (replica_bytes > 0).then_some(parts)
+        let each = Self { log: per(did.log_flushes), data: per(did.data_syncs), meta: per(did.meta_syncs) };
+        (replica_writes > 0).then_some(each)
     }
 
     /// All together.
@@ -147,12 +142,42 @@ impl Parts {
     }
 }
 
+/// Bytes handed to files for each byte written, each replica.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub(crate) struct Amplification {
+    /// Batches of the write-ahead log.
+    pub(crate) log: f64,
+    /// Zeros that new segments of the log are filled with.
+    pub(crate) log_fill: f64,
+    /// Data files.
+    pub(crate) data: f64,
+    /// Batches of the metadata store.
+    pub(crate) meta: f64,
+}
+
+impl Amplification {
+    /// From what the chunkservers did for so many bytes, times the replicas; `None` without bytes.
+    #[must_use]
+    #[allow(clippy::cast_precision_loss)] // figures for people
+    pub(crate) fn of(did: &Counters, replica_bytes: u64) -> Option<Self> {
+        let per = |n: u64| n as f64 / replica_bytes as f64;
+        let each = Self {
+            log: per(did.log_bytes),
+            log_fill: per(did.log_filled_bytes),
+            data: per(did.data_bytes),
+            meta: per(did.meta_bytes),
+        };
+        (replica_bytes > 0).then_some(each)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     const PAGE: &str = "HTTP/1.1 200 OK\r\n\r\n# HELP ogee_wal_flushes Durable.\nogee_wal_flushes_total 7\n\
         ogee_data_syncs_total 1\nogee_meta_syncs_total 2\nogee_wal_written_bytes_total 8192\n\
+        ogee_wal_filled_bytes_total 12288\n\
         ogee_data_written_bytes_total 4096\nogee_meta_batch_bytes_total 100\nogee_x{kind=\"a\"} 3\n# EOF\n";
 
     fn process(name: &str) -> Process {
@@ -187,10 +212,10 @@ mod tests {
     #[test]
     fn figures_are_by_replica() {
         let did = Counters::parse(PAGE).expect("parsed");
-        let flushes = Parts::flushes(&did, 100).expect("some writes");
+        let flushes = Flushes::of(&did, 100).expect("some writes");
         assert_eq!((flushes.log, flushes.data, flushes.meta, flushes.sum()), (70.0, 10.0, 20.0, 100.0));
-        let bytes = Parts::bytes(&did, 4096).expect("some bytes");
-        assert_eq!((bytes.log, bytes.data), (2.0, 1.0));
-        assert_eq!(Parts::flushes(&did, 0), None);
+        let bytes = Amplification::of(&did, 4096).expect("some bytes");
+        assert_eq!((bytes.log, bytes.log_fill, bytes.data), (2.0, 3.0, 1.0));
+        assert_eq!((Flushes::of(&did, 0), Amplification::of(&did, 0)), (None, None));
     }
 }

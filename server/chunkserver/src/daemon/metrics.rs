@@ -6,6 +6,7 @@
 use super::copysets::Copysets;
 use super::sessions::Sessions;
 use crate::store::{ChunkStore, SpaceState};
+use ogee_common::limits::WAL_SEGMENT_BYTES;
 use ogee_disk::{DataDir, RocksStore};
 use ogee_metrics::{Figures, MetricsServer, Page};
 use ogee_raft::Wal;
@@ -72,6 +73,8 @@ impl Metrics {
         page.counter("wal_entries", "Raft entries among the records", log.entries)?;
         page.counter("wal_segments_created", "Log segments that were created", log.segments_created)?;
         page.counter("wal_segments_reused", "Log segments that were reused", log.segments_reused)?;
+        let filled = log.segments_created * WAL_SEGMENT_BYTES;
+        page.counter("wal_filled_bytes", "Zeros written to new segments of the log, before their use", filled)?;
         page.gauge("wal_bytes", "Bytes of the log that are still needed", pressure.bytes)?;
         page.gauge("wal_queued_bytes", "Payload bytes that wait for the log's writer", count(pressure.queued_bytes))
     }
