@@ -16,6 +16,7 @@ use ogee_client::{BlockDevice, DeviceInfo, OpenMode};
 use ogee_common::limits::PAGE_BYTES;
 use ogee_common::name::VolumeRef;
 use ogee_common::size::{ByteLen, parse_bytes};
+use ogee_metrics::MetricsServer;
 use ogee_vhost_blk::{
     QUEUE_SIZE_DEFAULT, QemuOptions, QemuReconnect, ServeError, StopHandle, VhostBlkConfig, VhostBlkServer,
     libvirt_disk_xml, qemu_args,
@@ -83,17 +84,21 @@ struct Ready<'a> {
     read_only: bool,
     qemu_args: Vec<String>,
     libvirt_xml: String,
+    /// Where `/metrics` is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metrics: Option<SocketAddr>,
 }
 
 impl Ready<'_> {
     fn text(&self) -> String {
         let (args, xml) = (shell_words(&self.qemu_args), self.libvirt_xml.trim_end());
+        let metrics = self.metrics.map_or(String::new(), |addr| format!("\n\nmetrics: http://{addr}/metrics"));
         let (volume, size, socket) = (&self.volume, ByteLen(self.size_bytes), self.socket.display());
         format!(
             "ready: {volume} ({size}) on {socket}\n\nQEMU (memory size as with -m {EXAMPLE_MEMORY_MIB}; \
              QEMU before 9.2: reconnect=1 in place of reconnect-ms=200):\n  {args}\n\n\
              libvirt (the domain also needs <memoryBacking><source type='memfd'/><access mode='shared'/>\
-             </memoryBacking>):\n{xml}"
+             </memoryBacking>):\n{xml}{metrics}"
         )
     }
 }
@@ -111,14 +116,17 @@ async fn serve(context: &Context, args: VhostBlkArgs) -> Result<(), CliError> {
     let mut signals = StopSignals::listen()?;
     let Some(name) = &args.volume else {
         let device = NullDevice::new(args.null.unwrap_or_default());
-        return serve_open(context.out, &args, &device, &mut signals).await;
+        return serve_open(context.out, &args, &device, None, &mut signals).await;
     };
     let cluster = context.cluster(args.io_timeout.map(Duration::from_secs))?;
     let mode = if args.read_only { OpenMode::ReadOnly } else { OpenMode::ReadWrite { steal: args.steal } };
     let volume = open_volume(&cluster, name, mode).await?;
+    // Served until the front ends are gone.
     let served = match args.metrics.map(|addr| volume_metrics::serve(addr, &volume)).transpose() {
-        // Served until the front ends are gone.
-        Ok(_metrics) => serve_open(context.out, &args, &volume, &mut signals).await,
+        Ok(metrics) => {
+            let addr = metrics.as_ref().map(MetricsServer::addr);
+            serve_open(context.out, &args, &volume, addr, &mut signals).await
+        }
         Err(error) => Err(error),
     };
     let closed = tokio::select! {
@@ -130,12 +138,12 @@ async fn serve(context: &Context, args: VhostBlkArgs) -> Result<(), CliError> {
 }
 
 async fn serve_open<D: BlockDevice>(
-    out: Output, args: &VhostBlkArgs, device: &D, signals: &mut StopSignals,
+    out: Output, args: &VhostBlkArgs, device: &D, metrics: Option<SocketAddr>, signals: &mut StopSignals,
 ) -> Result<(), CliError> {
     let stop = StopHandle::new().map_err(serve_failed)?;
     let config = VhostBlkConfig { num_queues: args.queues, ..VhostBlkConfig::new(&args.socket) };
     let server = VhostBlkServer::bind(device.clone(), config, stop.clone()).map_err(serve_failed)?;
-    say_ready(out, args, &device.info())?;
+    say_ready(out, args, &device.info(), metrics)?;
     // From here on a person reads the log; before, an error is one line.
     logging::start_for_daemon();
     let (finished, mut running) = oneshot::channel();
@@ -163,7 +171,9 @@ async fn serve_open<D: BlockDevice>(
     }
 }
 
-fn say_ready(out: Output, args: &VhostBlkArgs, info: &DeviceInfo) -> Result<(), CliError> {
+fn say_ready(
+    out: Output, args: &VhostBlkArgs, info: &DeviceInfo, metrics: Option<SocketAddr>,
+) -> Result<(), CliError> {
     // A guest finds the socket from its own working directory.
     let socket = std::path::absolute(&args.socket).unwrap_or_else(|_| args.socket.clone());
     let options = QemuOptions {
@@ -180,6 +190,7 @@ fn say_ready(out: Output, args: &VhostBlkArgs, info: &DeviceInfo) -> Result<(), 
         read_only: info.read_only,
         qemu_args: qemu_args(&socket, &options),
         libvirt_xml: libvirt_disk_xml(&socket, args.queues),
+        metrics,
     };
     out.result(&ready, Ready::text)
 }

@@ -331,7 +331,7 @@ fn serve(cluster: &Cluster) {
     let line = cluster.refused(&["vhost-blk", "vms/vm2", "--socket", "/var/tmp/no/such/folder/s"], 3);
     assert!(line.contains("there is no such directory"), "{line}");
     let mut server = cluster
-        .command(&["vhost-blk", "vms/vm2", "--socket", path, "--queues", "2", "--json"])
+        .command(&["vhost-blk", "vms/vm2", "--socket", path, "--queues", "2", "--metrics", "127.0.0.1:0", "--json"])
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
@@ -343,6 +343,11 @@ fn serve(cluster: &Cluster) {
     assert!(ready["qemu_args"].as_array().is_some_and(|a| a.iter().any(|w| w.as_str().is_some_and(|w| w.contains(path)))));
     assert!(ready["libvirt_xml"].as_str().is_some_and(|x| x.starts_with("<disk")));
     assert_eq!(cluster.json(&["volume", "info", "vms/vm2"])["attached"], true);
+    let report = cluster.json(&["bench", "--vhost-socket", path, "--size", "4M", "--runtime", "1", "--ramp", "0"]);
+    let page = scrape(ready["metrics"].as_str().expect("an address"));
+    let reads = report["ios"].as_u64().expect("a count");
+    assert!(reads > 0 && metric(&page, "ogee_volume_ios_total{kind=\"read\"}") >= reads, "{report} {page}");
+    assert!(metric(&page, "ogee_volume_io_bytes_total{kind=\"read\"}") >= reads * 4096, "{page}");
     assert!(cluster.refused(&["vhost-blk", "vms/vm2", "--socket", "other.sock"], 4).contains("--steal"));
     assert!(cluster.refused(&["volume", "rm", "vms/vm2"], 4).contains("vms/vm2"));
     signal("-TERM", &[server.id().to_string()]);

@@ -19,6 +19,9 @@ use std::time::Duration;
 /// A slot whose IO failed waits this long, so that a dead device is not asked in a tight loop.
 const ERROR_PAUSE: Duration = Duration::from_millis(10);
 
+/// IOs of a slot after which the others of its thread get a turn, if it was never waited for any.
+const TURNS: u64 = 64;
+
 /// Where the working set lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Region {
@@ -98,7 +101,14 @@ impl<T: Target> Job<T> {
     /// Does one IO after the other until the window or the plan ends.
     pub(crate) async fn slot(&self, mut buffer: T::Buffer) {
         let mut entries: Vec<Entry> = Vec::new();
-        while !self.over.get() && !self.live.is_stopped() {
+        for turn in 1u64.. {
+            if self.over.get() || self.live.is_stopped() {
+                return;
+            }
+            if turn.is_multiple_of(TURNS) {
+                // A target that is always ready must not keep the other slots from their turn.
+                tokio::task::yield_now().await;
+            }
             let Some(op) = self.plan.borrow_mut().next() else { return };
             let done = match &self.verifier {
                 None => self.io(op, &mut buffer).await,

@@ -101,14 +101,14 @@ mod tests {
         let figures: Arc<dyn Figures> = Arc::new(Sample);
         let text = render(&figures).expect("rendered");
         let expected = "\
-# HELP ogee_wal_flushes Durable writes of the log.
+# HELP ogee_wal_flushes Durable writes of the log
 # TYPE ogee_wal_flushes counter
 ogee_wal_flushes_total 17
-# HELP ogee_volume_ios IOs that ended.
+# HELP ogee_volume_ios IOs that ended
 # TYPE ogee_volume_ios counter
 ogee_volume_ios_total{kind=\"read\"} 3
 ogee_volume_ios_total{kind=\"write\"} 18446744073709551615
-# HELP ogee_raft_groups_led Groups that this process leads.
+# HELP ogee_raft_groups_led Groups that this process leads
 # TYPE ogee_raft_groups_led gauge
 ogee_raft_groups_led 0
 # EOF
