@@ -37,7 +37,7 @@ lint: rocksdb ## clippy with the workspace lints
 test: lint build test-unit test-process test-vm ## everything the gate runs
 
 test-unit: build ## unit, property, golden and component tests
-	cargo test $(CARGO_FLAGS) --lib --bins $(UNIT_TESTS)
+	cargo test $(CARGO_FLAGS) --lib --bins --example bench $(UNIT_TESTS)
 
 # Tests of real processes and guests share two cores with what they test: one at a time.
 test-process: build ## real processes killed with kill -9 and stopped (OGEE_CRASH_ROUNDS=30)

@@ -9,7 +9,7 @@
 #   ceph.sh purge DIR      stop it and remove DIR
 #
 # DIR/ceph.conf is a client's configuration with Ceph's defaults, DIR/ceph-nocache.conf the same with `rbd_cache = false`,
-# DIR/run/*.pid name the daemons. OGEE_BENCH_OSD_GIB sets the size of an OSD's file (8).
+# DIR/run/*.pid name the daemons. OGEE_BENCH_OSD_GIB sets the size of an OSD's file (6).
 #
 # What is not Ceph's default, and why: cephx, checksums and messenger are as installed; the OSDs get the settings that Ceph
 # itself chooses on a disk that calls itself non-rotational, because virtio disks call themselves rotational; each OSD is its own
@@ -19,7 +19,7 @@ set -euo pipefail
 OSDS=3
 PGS=64
 MARK=ogee-bench-ceph # a file that says that DIR is ours
-OSD_GIB=${OGEE_BENCH_OSD_GIB:-8}
+OSD_GIB=${OGEE_BENCH_OSD_GIB:-6}
 
 die() { echo "ceph.sh: $*" >&2; exit 1; }
 

@@ -466,3 +466,6 @@ impl Target for VhostTarget {
         poll_fn(|cx| self.poll_turn(cx)).await;
     }
 }
+
+#[cfg(test)]
+mod tests;

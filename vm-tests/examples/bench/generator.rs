@@ -108,6 +108,7 @@ impl Settings {
     /// # Errors
     /// It cannot be run or answers nothing that can be read.
     pub(crate) fn ogee_bench(&self, load: &Load, seed: u64, target: &[String], subject: &Subject<'_>) -> Result<Run> {
+        let is_vhost = target.iter().any(|word| word == "--vhost-socket");
         let configure = |command: &mut Command| {
             command.args(["bench", "--json", "--rw", load.pattern.rw()]).args(target);
             let numbers = [("--bs", u64::from(load.block_bytes)), ("--iodepth", load.depth.into()),
@@ -117,12 +118,16 @@ impl Settings {
                 command.args([name, &value.to_string()]);
             }
             let pids: Vec<String> = subject.processes.iter().map(|p| format!("{}={}", p.name, p.pid)).collect();
-            if !pids.is_empty() {
+            if is_vhost && !pids.is_empty() {
                 command.args(["--pids", &pids.join(",")]);
             }
         };
         let (answer, used) = self.run(&self.ogee, configure, subject)?;
-        let run = parse_ogee(&answer)?;
+        let mut run = parse_ogee(&answer)?;
+        if is_vhost {
+            // Behind a socket it knows neither replicas nor daemons.
+            (run.flushes_per_1000, run.write_amplification) = (None, None);
+        }
         let own_count = run.cpu_total();
         let run = self.complete(run, load, &used, subject);
         if let (Some(own), Some(total)) = (own_count, run.cpu_total())
@@ -155,11 +160,18 @@ impl Settings {
     }
 }
 
+/// What flushes and bytes were for, as `ogee bench` knows it from the daemons; passed on as it is.
+const PARTS: [&str; 2] = ["flushes_per_1000_of", "write_amplification_of"];
+
 /// The answer of `ogee bench --json`.
 fn parse_ogee(text: &str) -> Result<Run> {
     let answer: Value = serde_json::from_str(text.trim()).with_context(|| format!("ogee bench answered {text:?}"))?;
     let figure = |key: &str| answer[key].as_f64().with_context(|| format!("ogee bench's answer has no {key}: {text}"));
     let total = answer["cpu_us_per_io"][TOTAL].as_f64();
+    let part = |key: &&str| {
+        let value = answer.get(*key).filter(|value| !value.is_null())?;
+        Some(((*key).to_owned(), value.clone()))
+    };
     Ok(Run {
         iops: figure("iops")?,
         mean_us: figure("mean_us")?,
@@ -172,6 +184,7 @@ fn parse_ogee(text: &str) -> Result<Run> {
         cpu_us_per_io: total.map(|us| (TOTAL.to_owned(), us)).into_iter().collect(),
         flushes_per_1000: answer["flushes_per_1000"].as_f64(),
         write_amplification: answer["write_amplification"].as_f64(),
+        parts: PARTS.iter().filter_map(part).collect(),
         ..Run::default()
     })
 }
@@ -184,7 +197,8 @@ mod tests {
 
     const ANSWER: &str = r#"{"system":"ogee","load":"randwrite","block_bytes":4096,"depth":32,"jobs":1,"volumes":1,"ios":80000,
         "iops":10000.0,"mean_us":3000.0,"p50_us":2900.0,"p99_us":9000.0,"p999_us":12000.0,"max_us":20000.0,
-        "cpu_us_per_io":{"bench":10.0,"total":110.0},"flushes_per_1000":90.0,"write_amplification":null,"errors":0,"seconds":8.0}"#;
+        "cpu_us_per_io":{"bench":10.0,"total":110.0},"flushes_per_1000":90.0,"flushes_per_1000_of":{"log":80.0},
+        "write_amplification_of":null,"write_amplification":null,"errors":0,"seconds":8.0}"#;
 
     fn settings() -> Settings {
         let (ogee, folder) = (PathBuf::from("ogee"), PathBuf::from("/"));
@@ -196,6 +210,7 @@ mod tests {
         let run = parse_ogee(ANSWER).expect("read");
         assert_eq!((run.iops, run.p999_us, run.cpu_total()), (10_000.0, 12_000.0, Some(110.0)));
         assert_eq!((run.flushes_per_1000, run.write_amplification), (Some(90.0), None));
+        assert_eq!(run.parts.keys().collect::<Vec<_>>(), ["flushes_per_1000_of"]);
         assert!(parse_ogee("{}").expect_err("no figures").to_string().contains("iops"));
         assert!(parse_ogee("ready").is_err());
     }

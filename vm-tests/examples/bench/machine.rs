@@ -55,7 +55,7 @@ impl Environment {
         fact("CPU", format!("{} x {}", cpus, value_of("/proc/cpuinfo", "model name")));
         fact("memory", value_of("/proc/meminfo", "MemTotal"));
         fact("kernel", first_line("uname", &["-sr"]));
-        fact("virtual machine", first_line("systemd-detect-virt", &[]));
+        fact("virtual machine", first_line("systemd-detect-virt", &["--vm"]));
         fact("disk", disk(&settings.folder));
         fact("Ogee", format!("{}, commit {}", first_line(&settings.ogee.display().to_string(), &["--version"]),
             first_line("git", &["-C", env!("CARGO_MANIFEST_DIR"), "describe", "--always", "--dirty"])));

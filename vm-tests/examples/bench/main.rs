@@ -51,10 +51,10 @@ struct Arguments {
     /// Interleaved repetitions [default: 5, with --quick 3]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     reps: Option<u32>,
-    /// Seconds of one run [default: 8, with --quick 4]
+    /// Seconds of one run [default: 8, with --quick 3]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     seconds: Option<u32>,
-    /// Working set in MiB [default: 4096, with --quick 1024]
+    /// Working set in MiB [default: 2048, with --quick 1024]
     #[arg(long, value_parser = clap::value_parser!(u64).range(64..))]
     size_mib: Option<u64>,
     /// Only systems and loads with one of these words in SYSTEM/LOAD; comma-separated
@@ -98,9 +98,9 @@ fn main() -> Result<()> {
     // Removed, with all data, when it is dropped or this process dies.
     let scratch = places::scratch()?;
     let settings = Settings {
-        size: arguments.size_mib.unwrap_or(if arguments.quick { 1024 } else { 4096 }) << 20,
+        size: arguments.size_mib.unwrap_or(if arguments.quick { 1024 } else { 2048 }) << 20,
         ramp: 1,
-        runtime: arguments.seconds.unwrap_or(if arguments.quick { 4 } else { 8 }),
+        runtime: arguments.seconds.unwrap_or(if arguments.quick { 3 } else { 8 }),
         realtime: !arguments.no_realtime && realtime_is_permitted(),
         ogee: cluster::binary()?,
         folder: scratch.path().to_owned(),
@@ -110,13 +110,34 @@ fn main() -> Result<()> {
     for (name, value) in &environment.facts {
         println!("{name}: {value}");
     }
-    let now = measure(&arguments, &settings, repetitions)?;
     let earlier = if arguments.keep { read_rows().unwrap_or_default() } else { vec![] };
-    let rows = row::merge(earlier, now);
-    std::fs::create_dir_all(root().join("target"))?;
-    std::fs::write(rows_file(), serde_json::to_string_pretty(&rows)?)?;
-    std::fs::write(environment_file(), serde_json::to_string_pretty(&environment)?)?;
-    report(&environment, &rows)
+    let save = |now: Vec<Row>| -> Result<Vec<Row>> {
+        let rows = row::merge(earlier.clone(), now);
+        std::fs::create_dir_all(root().join("target"))?;
+        std::fs::write(rows_file(), serde_json::to_string_pretty(&rows)?)?;
+        std::fs::write(environment_file(), serde_json::to_string_pretty(&environment)?)?;
+        Ok(rows)
+    };
+    let mut plan = plan(&arguments);
+    ensure!(!plan.is_empty(), "nothing to measure; --only has words of SYSTEM/LOAD, as in ogee/4k-randwrite-d32");
+    let mut rows = vec![];
+    let start = clock::now();
+    for repetition in 1..=repetitions {
+        for entry in plan.iter_mut().filter(|entry| entry.failure.is_none()) {
+            println!("[{:>4} s] repetition {repetition} of {repetitions}: {}", start.elapsed().as_secs(), entry.group.what());
+            if let Err(error) = entry.take_turn(&settings, repetition.into()) {
+                eprintln!("{}: left out from here on: {error:#}", entry.group.what());
+                entry.failure = Some(error);
+            }
+        }
+        // Saved each time, so that an interrupted run leaves what it has.
+        rows = save(plan.iter().flat_map(Entry::rows).collect())?;
+    }
+    report(&environment, &rows)?;
+    match plan.into_iter().find_map(|entry| entry.failure) {
+        None => Ok(()),
+        Some(error) => Err(error.context("not everything was measured")),
+    }
 }
 
 fn read_rows() -> Result<Vec<Row>> {
@@ -158,36 +179,50 @@ fn is_wanted(point: &Point, quick: bool, only: &[String]) -> bool {
     named && !(quick && point.system == ogee::OGEE_VHOST)
 }
 
-fn measure(arguments: &Arguments, settings: &Settings, repetitions: u32) -> Result<Vec<Row>> {
-    let wanted = |group: &dyn Group| -> Vec<Point> {
-        group.points().into_iter().filter(|point| is_wanted(point, arguments.quick, &arguments.only)).collect()
+/// A group and what was measured of it.
+struct Entry {
+    group: Box<dyn Group>,
+    series: Vec<Series>,
+    /// Why it is left out from now on.
+    failure: Option<anyhow::Error>,
+}
+
+fn plan(arguments: &Arguments) -> Vec<Entry> {
+    let entry = |group: Box<dyn Group>| {
+        let wanted = |point: &Point| is_wanted(point, arguments.quick, &arguments.only);
+        let points = group.points().into_iter().filter(wanted);
+        let series: Vec<Series> = points.map(|point| Series { point, runs: vec![] }).collect();
+        (!series.is_empty()).then_some(Entry { group, series, failure: None })
     };
-    let mut all: Vec<(Box<dyn Group>, Vec<Series>)> = groups(arguments.quick)
-        .into_iter()
-        .map(|group| (wanted(&*group), group))
-        .filter(|(points, _)| !points.is_empty())
-        .map(|(points, group)| (group, points.into_iter().map(|point| Series { point, runs: vec![] }).collect()))
-        .collect();
-    ensure!(!all.is_empty(), "nothing to measure; --only has words of SYSTEM/LOAD, as in ogee/4k-randwrite-d32");
-    let start = clock::now();
-    for repetition in 1..=repetitions {
-        for (group, series) in &mut all {
-            println!("[{:>4} s] repetition {repetition} of {repetitions}: {}", start.elapsed().as_secs(), group.what());
-            group.start(settings).with_context(|| format!("start {}", group.what()))?;
-            for one in series {
-                let run = undisturbed(&mut **group, settings, &one.point, repetition.into())?;
-                println!("    {:<32} {}", one.point.name(), summary(&run));
-                one.runs.push(run);
-            }
-            group.stop().with_context(|| format!("stop {}", group.what()))?;
-        }
+    groups(arguments.quick).into_iter().filter_map(entry).collect()
+}
+
+impl Entry {
+    /// Brings the group up, runs each of its loads once, and brings it down.
+    fn take_turn(&mut self, settings: &Settings, seed: u64) -> Result<()> {
+        let done = self.measure(settings, seed);
+        // Also after a failure: nothing may run beside the next group.
+        let stopped = self.group.stop().with_context(|| format!("stop {}", self.group.what()));
+        done.and(stopped)
     }
-    let date = machine::date();
-    let rows = all.iter().flat_map(|(_, series)| series).map(|one| {
-        let head = Head { system: one.point.system.to_owned(), load: one.point.load };
-        row::row(&head, &one.runs, &date)
-    });
-    Ok(rows.collect())
+
+    fn measure(&mut self, settings: &Settings, seed: u64) -> Result<()> {
+        self.group.start(settings).with_context(|| format!("start {}", self.group.what()))?;
+        for one in &mut self.series {
+            let run = undisturbed(&mut *self.group, settings, &one.point, seed)?;
+            println!("    {:<32} {}", one.point.name(), summary(&run));
+            one.runs.push(run);
+        }
+        Ok(())
+    }
+
+    /// The rows of what was measured so far.
+    fn rows(&self) -> Vec<Row> {
+        let date = machine::date();
+        let measured = self.series.iter().filter(|one| !one.runs.is_empty());
+        let row = |one: &Series| row::row(&Head { system: one.point.system.to_owned(), load: one.point.load }, &one.runs, &date);
+        measured.map(row).collect()
+    }
 }
 
 /// The first run without failed IO and much foreign CPU, or the best of several.

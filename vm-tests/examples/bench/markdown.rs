@@ -36,6 +36,8 @@ the worst run's share of the machine's CPU that others took; a run above 25 % is
 | ogee-null, qsd-null | nothing is kept: the cost of the path alone | `ogee bench --vhost-socket` |
 
 Ceph is Debian's, on files that were written in full, with the settings it gives itself on a solid-state disk (`scripts/bench/ceph.sh`).
+The working set fits into memory: Ogee reads through the kernel's page cache, Ceph through the caches of its OSDs (1.5 GiB each), raw-disk and qsd-file
+past all caches.
 qsd-null is null-co with its default `read-zeroes=off`, which leaves the guest's memory alone; ogee-null writes zeros into it. On raw-disk at
 depth 1 a latency percentile is the sum of those of the write and of the fdatasync; the mean is exact.
 Flushes and bytes are counted by the daemons where the row says so in `target/bench.json`, else by the disk, which merges flushes and

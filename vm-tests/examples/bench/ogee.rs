@@ -24,7 +24,6 @@ const VOLUME: &str = "bench";
 /// The cluster.
 #[derive(Debug, Default)]
 pub(crate) struct Ogee {
-    // Dropped in this order: the daemon of the volume first.
     backend: Option<(VhostBackend, PathBuf)>,
     cluster: Option<Cluster>,
     up: bool,
@@ -33,6 +32,11 @@ pub(crate) struct Ogee {
 impl Ogee {
     fn cluster(&self) -> Result<&Cluster> {
         self.cluster.as_ref().context("the cluster was not started")
+    }
+
+    /// The folder of `ogee dev up`.
+    fn data(&self) -> Result<String> {
+        Ok(self.cluster()?.folder().join("cluster").display().to_string())
     }
 
     fn processes(&self) -> Result<Vec<Process>> {
@@ -47,7 +51,8 @@ impl Ogee {
             if let Some((backend, _)) = self.backend.take() {
                 backend.stop()?;
             }
-            return Ok(vec![VOLUME.to_owned(), "--mds".to_owned(), self.cluster()?.mds().join(",")]);
+            // From the folder `ogee bench` knows the daemons, and asks them what they flushed and wrote.
+            return Ok(vec![VOLUME.to_owned(), "--dir".to_owned(), self.data()?]);
         }
         let socket = match &self.backend {
             Some((_, socket)) => socket.clone(),
@@ -103,10 +108,20 @@ impl Group for Ogee {
             backend.stop()?;
         }
         if std::mem::take(&mut self.up) {
-            let cluster = self.cluster()?;
-            let data = cluster.folder().join("cluster").display().to_string();
-            cluster.ok(&["dev", "down", "--dir", &data])?;
+            self.cluster()?.ok(&["dev", "down", "--dir", &self.data()?])?;
         }
         Ok(())
+    }
+}
+
+impl Drop for Ogee {
+    fn drop(&mut self) {
+        // The daemon of the volume first.
+        drop(self.backend.take());
+        if let Some(cluster) = self.cluster.take()
+            && let Err(error) = cluster.shut_down()
+        {
+            eprintln!("{error:#}");
+        }
     }
 }

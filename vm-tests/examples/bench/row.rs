@@ -4,6 +4,7 @@
 //! itself; a run that was disturbed is in the row only with a mark that says so.
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// One run. Latencies in microseconds.
@@ -35,6 +36,8 @@ pub(crate) struct Run {
     pub(crate) flushes_per_1000: Option<f64>,
     /// Bytes written to the disk for each byte and replica: by the daemons' own count, else by the disk's.
     pub(crate) write_amplification: Option<f64>,
+    /// More of what the daemons counted, by name.
+    pub(crate) parts: BTreeMap<String, Value>,
     /// The same two as the disk counted them, which merges flushes and sees the file system's own writes.
     pub(crate) disk: Option<DiskCount>,
 }
@@ -98,6 +101,9 @@ pub(crate) struct Row {
     pub(crate) flushes_per_1000: Option<f64>,
     /// See [`Run`].
     pub(crate) write_amplification: Option<f64>,
+    /// See [`Run`]; of the last run.
+    #[serde(flatten)]
+    pub(crate) parts: BTreeMap<String, Value>,
     /// See [`Run`].
     pub(crate) disk: Option<DiskCount>,
     /// See [`Run`]; the worst run.
@@ -190,6 +196,7 @@ pub(crate) fn row(head: &Head, runs: &[Run], date: &str) -> Row {
         cpu_us_per_io_by_process: by_process.filter_map(|name| Some((name.clone(), cpu(name)?))).collect(),
         flushes_per_1000: median_of_known(runs.iter().map(|r| r.flushes_per_1000)),
         write_amplification: median_of_known(runs.iter().map(|r| r.write_amplification)),
+        parts: runs.last().map(|r| r.parts.clone()).unwrap_or_default(),
         disk: disk(|d| d.flushes_per_1000).zip(disk(|d| d.write_amplification)).map(
             |(flushes_per_1000, write_amplification)| DiskCount { flushes_per_1000, write_amplification },
         ),
