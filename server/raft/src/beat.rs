@@ -64,6 +64,9 @@ async fn exchange(links: Arc<Links>, peer: u32, lines: Vec<Line>) {
             return;
         }
     };
+    if !refused.is_empty() {
+        tracing::debug!(target: "controlpath", peer, lines = lines.len(), refused = refused.len(), "heartbeat refused");
+    }
     let mut refused = refused.into_iter().peekable();
     for (place, (replica, beat)) in lines.iter().enumerate() {
         if refused.next_if(|at| *at as usize == place).is_none() {

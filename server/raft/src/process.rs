@@ -163,7 +163,8 @@ impl RaftProcess {
             machine: machine.clone(),
             timer: timer.clone(),
             lease: lease.clone(),
-            fresh: self.tuning.heartbeat * 2,
+            // One may be lost, or late on a busy machine, without every group falling back to frames of its own.
+            fresh: self.tuning.heartbeat * 3,
         };
         let adapter = MachineAdapter(machine.clone());
         let raft = Raft::<TypeConfig, MachineAdapter>::new(id.0, Arc::new(config), network, log, adapter)
