@@ -284,7 +284,13 @@ fn bench(cluster: &Cluster) {
     assert!(metric(&page, "ogee_mds_commands_total") > commands);
     let before: Vec<String> = chunkservers.iter().map(|addr| scrape(addr)).collect();
     let load = ["--rw", "randrw", "--rwmixread", "30", "--iodepth", "8", "--numjobs", "2", "--size", "8M", "--runtime", "2"];
-    let report = cluster.json(&[&["bench", "bench", "--verify", "--prefill", "--fsync", "16"], &load[..]].concat());
+    let words = [&["bench", "bench", "--verify", "--prefill", "--fsync", "16"], &load[..]].concat();
+    let mut report = Value::Null;
+    // A disk that stands still for seconds leaves figures out: then it is done again.
+    wait_for("a load whose figures are complete", || {
+        report = cluster.json(&words);
+        report["flushes_per_1000"].is_number()
+    });
     let after: Vec<String> = chunkservers.iter().map(|addr| scrape(addr)).collect();
     let number = |value: &Value| value.as_f64().unwrap_or_else(|| panic!("not a number in {report}"));
     assert_eq!((&report["system"], &report["load"]), (&"ogee".into(), &"randrw".into()));
