@@ -185,7 +185,16 @@ impl RaftGroup {
             _ = ended.wait_for(|n| *n > before) => {}
             _ = state.wait_for(|s| s.status != GroupStatus::Running) => return Err(RaftError::Stopped),
         }
-        let (entries, bytes) = (replica.tuning.tail_entries, replica.tuning.tail_bytes);
+        self.trim(replica.tuning.tail_entries, replica.tuning.tail_bytes).await
+    }
+
+    /// Purges the log up to the last checkpoint, except for a tail of at most so many entries and so many bytes of
+    /// commands. A follower that lags behind what is left needs a snapshot.
+    ///
+    /// # Errors
+    /// `Stopped`.
+    pub async fn trim(&self, entries: u64, bytes: u64) -> Result<(), RaftError> {
+        let replica = &self.0;
         if let Some(upto) = replica.machine.purgeable(entries, bytes).await {
             // openraft clips this to the checkpoint it knows, which it may learn of a moment later: then the rest is
             // purged after the next checkpoint.

@@ -13,6 +13,7 @@ mod error;
 mod mds_channel;
 mod metrics;
 mod run;
+mod schedule;
 mod sessions;
 mod superblock;
 mod upkeep;

@@ -1,36 +1,23 @@
 //! Work that nobody waits for: checkpoints, so that the log can be purged; the watch over free space; the address book
 //! kept over restarts.
 //!
-//! Invariants: a copyset is checkpointed when its log is long, when it pins the oldest log segments, when memory for
-//! dirty metadata runs short, or after [`CHECKPOINT_INTERVAL`]; one copyset at a time, so that flushes stay smooth.
+//! Invariant: one copyset is checkpointed at a time, so that flushes stay smooth. When which is due: [`super::schedule`].
 
 use super::control::{Control, PeerBook};
 use super::copysets::{Copysets, Hosted};
-use ogee_common::clock::{self, Instant};
-use ogee_common::id::CopysetId;
+use super::schedule::{Due, LOG_BYTES_MAX, Now, Schedule};
+use ogee_common::clock;
 use ogee_disk::{Batch, Durability, MetaStore, Table};
 use ogee_raft::Wal;
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// The loop looks at everything this often.
 const TURN: Duration = Duration::from_millis(250);
-/// Entries applied since the last checkpoint that make one due.
-const CHECKPOINT_ENTRIES: u64 = 16_384;
-/// A copyset with anything applied is checkpointed after this time.
-const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(60);
-/// Log bytes above which the copysets with the oldest entries are checkpointed.
-const LOG_BYTES_MAX: u64 = 512 << 20;
 /// Key and table of the address book: for each chunkserver 4 bytes id, then the address as text, postcard.
 const TABLE_BOOK: Table = Table::new(33, "address_book");
 const BOOK_KEY: &[u8] = b"book";
-
-struct Seen {
-    applied: u64,
-    at: Instant,
-}
 
 /// The loop of upkeep; its owner drops it.
 pub(super) struct Upkeep {
@@ -44,24 +31,17 @@ pub(super) struct Upkeep {
 impl Upkeep {
     /// Runs until dropped.
     pub(super) async fn run(self) {
-        let mut seen: HashMap<CopysetId, Seen> = HashMap::new();
+        let mut schedule = Schedule::default();
         let mut saved = self.book.all();
         loop {
             tokio::time::sleep(TURN).await;
             self.control.refresh_space();
-            let pressure = self.wal.pressure();
-            let pinned = if pressure.bytes > LOG_BYTES_MAX || pressure.no_space { pressure.oldest_groups } else { vec![] };
-            for hosted in self.copysets.all() {
-                let applied = hosted.group.applied_index();
-                let last = seen.entry(hosted.copyset).or_insert_with(|| Seen { applied, at: clock::now() });
-                let entries = applied.saturating_sub(last.applied);
-                let due = hosted.store.checkpoint_due()
-                    || entries >= CHECKPOINT_ENTRIES
-                    || (entries > 0 && last.at.elapsed() >= CHECKPOINT_INTERVAL)
-                    || pinned.contains(&u64::from(hosted.copyset.0));
-                if due {
-                    *last = Seen { applied, at: clock::now() };
-                    checkpoint(&hosted).await;
+            for due in self.due(&mut schedule) {
+                let (Due::Checkpoint(copyset) | Due::Trim(copyset)) = due;
+                let Some(hosted) = self.copysets.get(copyset) else { continue };
+                match due {
+                    Due::Checkpoint(_) => checkpoint(&hosted).await,
+                    Due::Trim(_) => trim(&hosted).await,
                 }
             }
             let now = self.book.all();
@@ -70,6 +50,27 @@ impl Upkeep {
                 saved = now;
             }
         }
+    }
+
+    fn due(&self, schedule: &mut Schedule) -> Vec<Due> {
+        let pressure = self.wal.pressure();
+        let too_long = pressure.bytes > LOG_BYTES_MAX || pressure.no_space;
+        let pinned = if too_long { pressure.oldest_groups } else { vec![] };
+        let now = |hosted: &Hosted| Now {
+            copyset: hosted.copyset,
+            applied: hosted.group.applied_index(),
+            asks: hosted.store.checkpoint_due(),
+            pins: pinned.contains(&u64::from(hosted.copyset.0)),
+        };
+        let copysets: Vec<Now> = self.copysets.all().iter().map(now).collect();
+        schedule.turn(clock::now(), self.wal.stats().bytes, &copysets)
+    }
+}
+
+/// Gives up the tail of a replica's log.
+async fn trim(hosted: &Hosted) {
+    if let Err(error) = hosted.group.trim(0, 0).await {
+        tracing::warn!(copyset = %hosted.copyset, %error, "trim log");
     }
 }
 
