@@ -29,7 +29,7 @@ pub(crate) enum ClusterCommand {
 #[derive(Debug, Clone, Subcommand)]
 pub(crate) enum PoolCommand {
     /// Make a pool of the chunkservers that named it in their configuration
-    #[command(after_help = "Example:\n  ogee pool create default --replicas 3 --copysets 24")]
+    #[command(after_help = "Example:\n  ogee pool create default --replicas 3 --copysets 16")]
     Create(PoolCreateArgs),
     /// List the pools
     Ls,

@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 const SIZE: u64 = 64 << 20;
-const PAGE: u64 = 4096;
+const PAGE: usize = 4096;
 const CHUNK: u64 = 16 << 20;
 
 async fn more_operations(load: &Load, running: &Running, count: u64) -> Result<()> {
@@ -38,11 +38,11 @@ fn data_files(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
 }
 
 /// Pages of a data file that `share` of the three chunkservers is to lose, and that hold something.
-fn pages_of(file: &File, share: u64) -> Result<Vec<(u64, [u8; PAGE as usize])>> {
+fn pages_of(file: &File, share: u64) -> Result<Vec<(u64, [u8; PAGE])>> {
     let mut pages = vec![];
-    for page in (share..CHUNK / PAGE).step_by(3) {
-        let mut bytes = [0; PAGE as usize];
-        file.read_exact_at(&mut bytes, page * PAGE)?;
+    for page in (share..CHUNK / PAGE as u64).step_by(3) {
+        let mut bytes = [0; PAGE];
+        file.read_exact_at(&mut bytes, page * PAGE as u64)?;
         if bytes.iter().any(|b| *b != 0) {
             pages.push((page, bytes));
         }
@@ -59,8 +59,8 @@ fn rot(cluster: &Cluster, number: u64) -> Result<usize> {
     for path in files {
         let file = OpenOptions::new().read(true).write(true).open(&path)?;
         for (page, bytes) in pages_of(&file, number - 1)? {
-            let at = page * 7 % PAGE;
-            file.write_all_at(&[bytes[usize::try_from(at)?] ^ 0x20], page * PAGE + at)?;
+            let at = page * 7 % PAGE as u64;
+            file.write_all_at(&[bytes[usize::try_from(at)?] ^ 0x20], page * PAGE as u64 + at)?;
             count += 1;
         }
     }
