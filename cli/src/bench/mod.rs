@@ -287,8 +287,7 @@ impl<'a, S: Source> Bench<'a, S> {
                 report.flushes_per_1000 = report.flushes_per_1000_of.map(|f| f.sum());
                 report.write_amplification_of = Amplification::of(&did, bytes);
             }
-            report.write_amplification =
-                by.chunkservers_wrote.filter(|_| bytes > 0).map(|wrote| wrote as f64 / bytes as f64);
+            report.write_amplification = report.write_amplification_of.map(|a| a.sum());
             report.set_processes(by);
         }
         report

@@ -47,12 +47,13 @@ pub(crate) struct Report {
     pub(crate) flushes_per_1000: Option<f64>,
     /// The same by what was flushed.
     pub(crate) flushes_per_1000_of: Option<Flushes>,
-    /// Bytes written to disks by chunkservers for each byte written, each replica.
+    /// Bytes that chunkservers write to log, data files and metadata store for each byte written, each replica. What is
+    /// overwritten before it reaches the disk counts each time. (`/proc` is no help: it counts whole folios of the page
+    /// cache, up to 2 MiB, when a page of them becomes dirty.)
     pub(crate) write_amplification: Option<f64>,
-    /// Bytes handed to log, data files and metadata store for each byte written, each replica; what is overwritten
-    /// before it reaches the disk is counted each time here, and once in `write_amplification`.
+    /// The same by what was written.
     pub(crate) write_amplification_of: Option<Amplification>,
-    /// Bytes each process wrote to disks.
+    /// Bytes each process wrote, as `/proc` has it: whole folios of the page cache when they become dirty.
     pub(crate) written_bytes: BTreeMap<String, u64>,
     /// Memory of each process at the end.
     pub(crate) rss_bytes: BTreeMap<String, u64>,
@@ -73,12 +74,10 @@ pub(crate) struct ByProcess {
     pub(crate) cpu_us_per_io: BTreeMap<String, f64>,
     /// See [`Used::foreign_cpu`].
     pub(crate) foreign_cpu: Option<f64>,
-    /// Bytes each process wrote to disks.
+    /// Bytes each process wrote, as `/proc` has it: whole folios of the page cache when they become dirty.
     pub(crate) written_bytes: BTreeMap<String, u64>,
     /// Memory of each process.
     pub(crate) rss_bytes: BTreeMap<String, u64>,
-    /// Bytes all chunkservers wrote to disks; `None` if there are none or one is gone.
-    pub(crate) chunkservers_wrote: Option<u64>,
 }
 
 impl ByProcess {
@@ -105,9 +104,6 @@ impl ByProcess {
         for (process, written) in processes.iter().zip(&used.written_bytes) {
             by.written_bytes.extend(written.map(|w| (process.name.clone(), w)));
         }
-        let chunkservers = processes.iter().zip(&used.written_bytes).filter(|(p, _)| p.is_chunkserver());
-        let wrote: Vec<Option<u64>> = chunkservers.map(|(_, w)| *w).collect();
-        by.chunkservers_wrote = if wrote.is_empty() { None } else { wrote.into_iter().sum() };
         by
     }
 }
@@ -172,10 +168,10 @@ impl Report {
             let iops = format!("{:.0}", r.iops);
             table.row([name.to_owned(), iops, us(r.mean_us), us(r.p50_us), us(r.p99_us), us(r.p999_us), us(r.max_us)]);
         }
-        let mut processes = crate::output::Table::new(&["PROCESS", "CPU us/IO", "WRITTEN", "MEMORY"]);
+        let mut processes = crate::output::Table::new(&["PROCESS", "CPU us/IO", "MEMORY"]);
         for (name, cpu) in &self.cpu_us_per_io {
             let bytes = |map: &BTreeMap<String, u64>| map.get(name).map_or("-".to_owned(), |b| ByteLen(*b).to_string());
-            processes.row([name.clone(), format!("{cpu:.2}"), bytes(&self.written_bytes), bytes(&self.rss_bytes)]);
+            processes.row([name.clone(), format!("{cpu:.2}"), bytes(&self.rss_bytes)]);
         }
         let ratio = |v: Option<f64>| v.map_or("-".to_owned(), |v| format!("{v:.2}"));
         let flushes = self.flushes_per_1000_of.map_or(String::new(), |f| {
@@ -222,10 +218,10 @@ mod tests {
         let by = ByProcess::between(&processes, &first, &last, 100);
         assert_eq!(by.cpu_us_per_io.get("bench"), Some(&5.0));
         assert_eq!(by.cpu_us_per_io.get("total"), Some(&10.0));
-        assert_eq!((by.chunkservers_wrote, by.foreign_cpu), (Some(2500), None));
+        assert_eq!((by.written_bytes.get("bench"), by.foreign_cpu), (Some(&0), None));
         let dead = Sample { usage: vec![usage(500, 0), usage(400, 3000), None], machine };
         let by = ByProcess::between(&processes, &first, &dead, 100);
-        assert_eq!((by.chunkservers_wrote, by.rss_bytes.len()), (None, 2));
+        assert_eq!((by.written_bytes.len(), by.rss_bytes.len()), (2, 2));
         assert!(ByProcess::between(&processes, &first, &last, 0).cpu_us_per_io.is_empty());
     }
 }

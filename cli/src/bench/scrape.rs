@@ -169,6 +169,12 @@ impl Amplification {
         };
         (replica_bytes > 0).then_some(each)
     }
+
+    /// All of them.
+    #[must_use]
+    pub(crate) fn sum(&self) -> f64 {
+        self.log + self.log_fill + self.data + self.meta
+    }
 }
 
 #[cfg(test)]
