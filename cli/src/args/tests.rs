@@ -50,6 +50,8 @@ fn documented_commands_parse() {
         "ogee rollback a/b@s --detach",
         "ogee vhost-blk a/b --socket /tmp/s --queues 2 --read-only",
         "ogee vhost-blk a/b --socket /tmp/s --steal",
+        "ogee vhost-blk --null 64G --socket /tmp/s --queues 4",
+        "ogee bench --vhost-socket /tmp/s --num-queues 4 --numjobs 4 --rw randread --iodepth 128",
         "ogee mds --config f",
         "ogee chunkserver --config f",
     ];
@@ -77,6 +79,11 @@ fn wrong_arguments_are_named() {
         ("ogee dev destroy", "--yes"),
         ("ogee image import a b --format vmdk", "vmdk"),
         ("ogee vhost-blk a", "--socket"),
+        ("ogee vhost-blk --socket s", "VOLUME"),
+        ("ogee vhost-blk --socket s --null 5000", "multiple of 4096"),
+        ("ogee vhost-blk a --socket s --null 1G", "--null"),
+        ("ogee bench a --vhost-socket s", "--vhost-socket"),
+        ("ogee bench a --num-queues 2", "--vhost-socket"),
         ("ogee vhost-blk a --socket s --steal --read-only", "--read-only"),
         ("ogee mds", "--config"),
     ] {

@@ -36,10 +36,13 @@ use ogee_common::clock;
 use ogee_vm_tests::{cluster, places};
 use row::{FOREIGN_MAX, Head, Row, Run};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use system::{Group, Point};
 
-/// How often a disturbed run is repeated.
+/// How often a disturbed run is made at most.
 const TRIES: u32 = 3;
+/// After this time `--quick` repeats nothing any more, so that it ends in time on a busy machine as well.
+const QUICK_REPEATS: Duration = Duration::from_secs(60);
 
 /// What to do.
 #[derive(Debug, Parser)]
@@ -125,7 +128,8 @@ fn main() -> Result<()> {
     for repetition in 1..=repetitions {
         for entry in plan.iter_mut().filter(|entry| entry.failure.is_none()) {
             println!("[{:>4} s] repetition {repetition} of {repetitions}: {}", start.elapsed().as_secs(), entry.group.what());
-            if let Err(error) = entry.take_turn(&settings, repetition.into()) {
+            let tries = if arguments.quick && start.elapsed() > QUICK_REPEATS { 1 } else { TRIES };
+            if let Err(error) = entry.take_turn(&settings, repetition.into(), tries) {
                 eprintln!("{}: left out from here on: {error:#}", entry.group.what());
                 entry.failure = Some(error);
             }
@@ -199,17 +203,17 @@ fn plan(arguments: &Arguments) -> Vec<Entry> {
 
 impl Entry {
     /// Brings the group up, runs each of its loads once, and brings it down.
-    fn take_turn(&mut self, settings: &Settings, seed: u64) -> Result<()> {
-        let done = self.measure(settings, seed);
+    fn take_turn(&mut self, settings: &Settings, seed: u64, tries: u32) -> Result<()> {
+        let done = self.measure(settings, seed, tries);
         // Also after a failure: nothing may run beside the next group.
         let stopped = self.group.stop().with_context(|| format!("stop {}", self.group.what()));
         done.and(stopped)
     }
 
-    fn measure(&mut self, settings: &Settings, seed: u64) -> Result<()> {
+    fn measure(&mut self, settings: &Settings, seed: u64, tries: u32) -> Result<()> {
         self.group.start(settings).with_context(|| format!("start {}", self.group.what()))?;
         for one in &mut self.series {
-            let run = undisturbed(&mut *self.group, settings, &one.point, seed)?;
+            let run = undisturbed(&mut *self.group, settings, &one.point, (seed, tries))?;
             println!("    {:<32} {}", one.point.name(), summary(&run));
             one.runs.push(run);
         }
@@ -226,9 +230,9 @@ impl Entry {
 }
 
 /// The first run without failed IO and much foreign CPU, or the best of several.
-fn undisturbed(group: &mut dyn Group, settings: &Settings, point: &Point, seed: u64) -> Result<Run> {
+fn undisturbed(group: &mut dyn Group, settings: &Settings, point: &Point, (seed, tries): (u64, u32)) -> Result<Run> {
     let mut best: Option<Run> = None;
-    for attempt in 0..TRIES {
+    for attempt in 0..tries {
         let run = group.run(settings, point, seed).with_context(|| format!("run {}", point.name()))?;
         let is_good = run.errors == 0 && run.foreign_cpu <= FOREIGN_MAX;
         let badness = |run: &Run| (run.errors > 0, run.foreign_cpu);
@@ -238,7 +242,7 @@ fn undisturbed(group: &mut dyn Group, settings: &Settings, point: &Point, seed: 
         if is_good {
             break;
         }
-        if attempt + 1 < TRIES {
+        if attempt + 1 < tries {
             println!("    {}: disturbed, once more", point.name());
         }
     }
@@ -290,7 +294,7 @@ mod tests {
         let here = PathBuf::from("/");
         let settings = Settings { size: 0, ramp: 0, runtime: 1, realtime: false, ogee: here.clone(), folder: here };
         let point = Point { system: "s", load: RANDWRITE_D32 };
-        let best = undisturbed(&mut group, &settings, &point, 1).expect("a run");
+        let best = undisturbed(&mut group, &settings, &point, (1, TRIES)).expect("a run");
         (best.iops, group.0.len())
     }
 

@@ -40,8 +40,10 @@ The working set fits into memory: Ogee reads through the kernel's page cache, Ce
 past all caches.
 qsd-null is null-co with its default `read-zeroes=off`, which leaves the guest's memory alone; ogee-null writes zeros into it. On raw-disk at
 depth 1 a latency percentile is the sum of those of the write and of the fdatasync; the mean is exact.
-Flushes and bytes are counted by the daemons where the row says so in `target/bench.json`, else by the disk, which merges flushes and
-sees the file system's own writes.
+Flushes per 1,000 writes and bytes per byte are for each replica. Flushes are on `ogee` as its daemons count them, elsewhere as the disk does, which
+merges them; bytes are the disk's count, from an empty to an emptied page cache, so they hold the file system's own writes and those of
+others; `on disk` is the disk's count of both on every system.
+
 
 ";
 

@@ -43,9 +43,9 @@ const PLOTS: [Plot; 3] = [
     },
     Plot {
         file: "cpu.svg",
-        title: "CPU of all processes, us per IO (logarithmic, less is better)",
+        title: "CPU of all processes, us per IO (less is better)",
         figures: &[("CPU", |r| r.cpu_us_per_io.and_then(known))],
-        logarithmic: true,
+        logarithmic: false,
     },
 ];
 

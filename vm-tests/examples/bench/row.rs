@@ -34,7 +34,7 @@ pub(crate) struct Run {
     pub(crate) rss_bytes: Option<u64>,
     /// Cache flushes for 1,000 writes and replica: by the daemons' own count, else by the disk's.
     pub(crate) flushes_per_1000: Option<f64>,
-    /// Bytes written to the disk for each byte and replica: by the daemons' own count, else by the disk's.
+    /// Bytes written to the disk for each byte and replica, by the disk's count.
     pub(crate) write_amplification: Option<f64>,
     /// More of what the daemons counted, by name.
     pub(crate) parts: BTreeMap<String, Value>,

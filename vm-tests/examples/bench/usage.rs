@@ -120,6 +120,11 @@ impl Moment {
             disk: Disk::under(folder),
         })
     }
+
+    /// Reads the disk's counters once more, after what was in the page cache has reached it.
+    pub(crate) fn count_disk_again(&mut self, folder: &Path) {
+        self.disk = Disk::under(folder);
+    }
 }
 
 fn kernel_threads_us() -> u64 {
