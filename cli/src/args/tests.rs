@@ -83,7 +83,7 @@ fn wrong_arguments_are_named() {
         ("ogee vhost-blk --socket s --null 5000", "multiple of 4096"),
         ("ogee vhost-blk a --socket s --null 1G", "--null"),
         ("ogee bench a --vhost-socket s", "--vhost-socket"),
-        ("ogee bench a --num-queues 2", "--vhost-socket"),
+        ("ogee bench --vhost-socket s --num-queues 65", "65"),
         ("ogee vhost-blk a --socket s --steal --read-only", "--read-only"),
         ("ogee mds", "--config"),
     ] {

@@ -98,8 +98,8 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "PATH", conflicts_with = "volumes")]
     pub(crate) vhost_socket: Option<PathBuf>,
     /// Queues of the device; each job has one
-    #[arg(long, value_name = "N", requires = "vhost_socket", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
-    pub(crate) num_queues: u16,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    num_queues: Option<u16>,
     /// What is done
     #[arg(long, value_enum, default_value = "randread")]
     pub(crate) rw: Load,
@@ -181,6 +181,12 @@ impl BenchArgs {
         Duration::from_secs(self.io_timeout.into())
     }
 
+    /// Queues of a vhost-user-blk device.
+    #[must_use]
+    pub(crate) fn num_queues(&self) -> u16 {
+        self.num_queues.unwrap_or(1)
+    }
+
     /// Whether volumes are opened for reading only.
     #[must_use]
     pub(crate) const fn is_read_only(&self) -> bool {
@@ -209,8 +215,10 @@ impl BenchArgs {
             format!("{} of buffers for all IOs in flight; at most {most} are possible", ByteLen(buffers))
         } else if let Some((_, volume)) = twice {
             format!("{volume} is named twice; for more load on it use --numjobs")
-        } else if self.vhost_socket.is_some() && self.numjobs > self.num_queues.into() {
-            format!("{} jobs on {} queues; each job needs one: --num-queues", self.numjobs, self.num_queues)
+        } else if self.vhost_socket.is_none() && self.num_queues.is_some() {
+            "--num-queues is for --vhost-socket".to_owned()
+        } else if self.vhost_socket.is_some() && self.numjobs > self.num_queues().into() {
+            format!("{} jobs on {} queues; each job needs one: --num-queues", self.numjobs, self.num_queues())
         } else if self.verify && self.mix().change == Verb::Discard {
             "--verify does not know what a discarded block holds; use a load that writes".to_owned()
         } else if self.verify && self.is_read_only() {

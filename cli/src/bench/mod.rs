@@ -116,7 +116,7 @@ async fn measure_vhost(
     let io_bytes = if sweeps { SWEEP_BYTES.max(args.bs) } else { args.bs };
     let source = VhostSource::connect(&VhostOptions {
         socket: socket.to_owned(),
-        num_queues: args.num_queues,
+        num_queues: args.num_queues(),
         depth: u16::try_from(depth).unwrap_or(u16::MAX),
         io_bytes_max: usize::try_from(io_bytes).expect("an IO is bounded by IO_BYTES_MAX"),
     })?;
