@@ -89,7 +89,8 @@ fn run(tx: &mut Tx<'_>, command: &Command, now_unix_ms: u64) -> Step<Outcome> {
         Command::AttachVolume { path, client, description, takes_over } => {
             attach::attach(tx, path, *client, description, *takes_over)
         }
-        Command::DetachVolume { volume, epoch, unclean } => attach::detach(tx, *volume, *epoch, *unclean),
+        Command::DetachVolume { volume, epoch } => attach::detach(tx, *volume, *epoch, false),
+        Command::DetachUnclean { volume, epoch } => attach::detach(tx, *volume, *epoch, true),
         Command::AllocateSegment { volume, epoch, layer, index, copysets } => {
             let wanted = WantedSegment { volume: *volume, epoch: *epoch, layer: *layer, index: *index };
             attach::allocate(tx, wanted, copysets)

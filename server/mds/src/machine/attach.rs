@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!              AttachVolume(takes_over: none)           DetachVolume(epoch)
-//!   detached ────────────────────────────────> attached ──────────────────> detached
+//!   detached ────────────────────────────────> attached ──────────────────> detached    DetachUnclean: the same, unclean
 //!                                               │    ^
 //!                                               └────┘ AttachVolume(takes_over: epoch): epoch + 1, unclean
 //! ```

@@ -87,8 +87,8 @@ pub(crate) enum Command {
     RollbackVolume { path: String, snapshot: String, ends: Option<AttachEpoch> },
     /// Attaches for writing, taking over from this attach.
     AttachVolume { path: String, client: u64, description: String, takes_over: Option<AttachEpoch> },
-    /// Ends an attach whose client has drained; `unclean`: except for writes whose outcome it does not know.
-    DetachVolume { volume: VolumeId, epoch: AttachEpoch, unclean: bool },
+    /// Ends an attach whose client has drained.
+    DetachVolume { volume: VolumeId, epoch: AttachEpoch },
     /// Places a segment.
     AllocateSegment {
         volume: VolumeId,
@@ -105,6 +105,8 @@ pub(crate) enum Command {
     TasksDone { done: Vec<(u64, CopysetId)> },
     /// Makes a pool with these copysets.
     CreatePool { name: String, replicas: u32, copysets: Vec<Vec<ChunkserverId>> },
+    /// Ends an attach whose client has drained, except for writes that it gave up without knowing their outcome.
+    DetachUnclean { volume: VolumeId, epoch: AttachEpoch },
 }
 
 /// What a command did.

@@ -80,7 +80,8 @@ impl Core {
         let volume = VolumeId(names::id("volume", r.volume)?);
         let epoch = AttachEpoch(names::id("epoch", r.epoch)?);
         self.lead().await?;
-        self.propose(None, Command::DetachVolume { volume, epoch, unclean: r.unclean }).await?;
+        let unclean = Command::DetachUnclean { volume, epoch };
+        self.propose(None, if r.unclean { unclean } else { Command::DetachVolume { volume, epoch } }).await?;
         self.hub.detached(volume, epoch);
         Ok(mds::Empty {})
     }

@@ -169,12 +169,13 @@ fn commands() -> Vec<Command> {
         Command::CloneVolume { snapshot, new_path: "c".into(), owner, create_parents: true },
         Command::RollbackVolume { path: path.clone(), snapshot: name, ends: Some(epoch) },
         Command::AttachVolume { path, client: 77, description: "vm".into(), takes_over: None },
-        Command::DetachVolume { volume, epoch, unclean: false },
+        Command::DetachVolume { volume, epoch },
         Command::AllocateSegment { volume, epoch, layer, index: SegmentIndex(1), copysets: vec![CopysetId(300)] },
         Command::RegisterChunkserver(registration(1)),
         Command::ReplicasCreated { replicas: vec![(CopysetId(1), ReplicaId(2))] },
         Command::TasksDone { done: vec![(6, CopysetId(1))] },
         Command::CreatePool { name: "p".into(), replicas: 3, copysets: vec![vec![ChunkserverId(1)]] },
+        Command::DetachUnclean { volume, epoch },
     ]
 }
 

@@ -464,7 +464,7 @@ impl World {
         let Some((id, row)) = self.find(path) else { return };
         if let Some(writer) = self.writers.remove(&id) {
             assert_eq!(row.attached.map(|a| a.epoch), Some(writer.epoch));
-            let detach = Command::DetachVolume { volume: id, epoch: writer.epoch, unclean: false };
+            let detach = Command::DetachVolume { volume: id, epoch: writer.epoch };
             self.bench.run(detach.clone()).expect("detach");
             self.bench.run(detach).expect("detach again");
         }

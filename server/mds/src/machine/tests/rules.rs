@@ -187,10 +187,10 @@ fn an_attach_that_did_not_end_makes_snapshots_seal() {
     let refused = b.allocate_as(volume, first, row.layer, 0, 1);
     assert_eq!(refused, Err(Refusal::Fenced { given: first, current: second }));
     assert!(matches!(
-        b.run(Command::DetachVolume { volume, epoch: first, unclean: false }),
+        b.run(Command::DetachVolume { volume, epoch: first }),
         Err(Refusal::Fenced { .. })
     ));
-    b.run(Command::DetachVolume { volume, epoch: second, unclean: false }).expect("detach");
+    b.run(Command::DetachVolume { volume, epoch: second }).expect("detach");
     let info = b.snapshot("a", Some("s"), Hold::Held).expect("snapshot");
     assert!(!info.ready, "the first client may still write");
     do_all_tasks(&mut b, 2);
@@ -204,9 +204,9 @@ fn a_detach_that_gave_writes_up_makes_snapshots_seal() {
     let epoch = b.attach("a", 1);
     b.allocate("a", 0, 1).expect("placed");
     let (volume, _) = b.row("a");
-    b.run(Command::DetachVolume { volume, epoch, unclean: true }).expect("detach");
+    b.run(Command::DetachUnclean { volume, epoch }).expect("detach");
     // The answer was lost and the client says it again; a clean one cannot take it back.
-    b.run(Command::DetachVolume { volume, epoch, unclean: false }).expect("repeated");
+    b.run(Command::DetachVolume { volume, epoch }).expect("repeated");
     let info = b.snapshot("a", Some("s"), Hold::Held).expect("snapshot");
     assert!(!info.ready, "a write that was given up may still land");
     do_all_tasks(&mut b, 2);
@@ -229,7 +229,7 @@ fn attaches_exclude_each_other() {
     assert!(matches!(b.delete("a"), Err(Refusal::Attached { .. })));
     b.run(attach(Some(epoch))).expect("taken over");
     let (volume, row) = b.row("a");
-    b.run(Command::DetachVolume { volume, epoch: row.epoch, unclean: false }).expect("detach");
+    b.run(Command::DetachVolume { volume, epoch: row.epoch }).expect("detach");
     assert!(b.attach("a", 1) > row.epoch, "an epoch is never given out again");
 }
 
@@ -243,7 +243,7 @@ fn a_clone_refers_to_placements_and_writes_few_rows_whatever_its_size() {
         b.allocate("golden", index, index % 8 + 1).expect("placed");
     }
     let (volume, row) = b.row("golden");
-    b.run(Command::DetachVolume { volume, epoch: row.epoch, unclean: false }).expect("detach");
+    b.run(Command::DetachVolume { volume, epoch: row.epoch }).expect("detach");
     let snapshot = b.snapshot("golden", Some("v1"), Hold::Held).expect("snapshot");
     let segments = SegmentRow::TABLE.number;
     let before = (b.rows().len(), b.count(segments));
@@ -293,7 +293,7 @@ fn deleting_a_snapshot_merges_into_the_next_seq_that_is_needed() {
     b.attach("a", 1);
     b.allocate("a", 0, 1).expect("placed");
     let (volume, row) = b.row("a");
-    b.run(Command::DetachVolume { volume, epoch: row.epoch, unclean: false }).expect("detach");
+    b.run(Command::DetachVolume { volume, epoch: row.epoch }).expect("detach");
     for name in ["s1", "s2", "s3"] {
         b.snapshot("a", Some(name), Hold::Held).expect("snapshot");
     }
@@ -364,7 +364,7 @@ fn a_volume_that_was_rolled_back_can_lose_its_snapshot_and_itself() {
     b.attach("a", 1);
     b.allocate("a", 0, 2).expect("placed");
     let (volume, row) = b.row("a");
-    b.run(Command::DetachVolume { volume, epoch: row.epoch, unclean: false }).expect("detach");
+    b.run(Command::DetachVolume { volume, epoch: row.epoch }).expect("detach");
     b.snapshot("a", Some("s"), Hold::Held).expect("snapshot");
     b.run(Command::ExtendVolume { path: "a".into(), size_bytes: 2 * GIB }).expect("grow");
     let back = b.rollback("a", "s").expect("rollback");
