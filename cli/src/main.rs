@@ -2,6 +2,10 @@
 
 use std::process::ExitCode;
 
+/// The C library's allocator trims its heap when a burst of writes has ended and faults the pages in again for the next.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     ogee_cli::run(std::env::args_os())
 }

@@ -204,7 +204,7 @@ pub const WAL_READ_BYTES_MAX: usize = 4 << 20;
 /// Raft groups of one log: their states head every segment, 104 bytes each.
 pub const WAL_GROUPS_MAX: usize = 4096;
 /// Freed segments that are kept for reuse; more are deleted.
-pub const WAL_SPARE_SEGMENTS: usize = 2;
+pub const WAL_SPARE_SEGMENTS: usize = 16;
 /// A log that found the disk full looks again after this time.
 pub const WAL_NO_SPACE_RETRY: Duration = Duration::from_millis(500);
 
