@@ -217,6 +217,23 @@ fn a_failed_disk_ends_the_replica() {
     }
 }
 
+/// The kernel tells of a failed flush once. If a flush ahead of the checkpoint hears it, the checkpoint must not succeed.
+#[test]
+fn a_failed_flush_ahead_fails_the_checkpoint() {
+    run(async {
+        let mut replica = with_pages().await;
+        replica.store().flush_ahead().await;
+        replica.apply(&write(1, 0, vec![8; 4096])).await;
+        let path_contains = "chunks".into();
+        let fault = Fault::Errno(libc::EIO);
+        replica.faults.add(FaultRule { op: DiskOp::Sync, path_contains, skip: 0, times: 1, fault });
+        replica.store().flush_ahead().await;
+        assert_eq!(replica.faults.struck(), 1);
+        replica.parts().machine.checkpoint().await.expect_err("what was lost is not called durable");
+        replica.try_apply(&write(1, 0, vec![8; 4096])).await.expect_err("stopped");
+    });
+}
+
 #[test]
 fn an_entry_that_does_not_match_its_checksums_ends_the_replica() {
     run(async {

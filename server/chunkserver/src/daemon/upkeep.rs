@@ -40,7 +40,10 @@ impl Upkeep {
                 let (Due::Checkpoint(copyset) | Due::Trim(copyset)) = due;
                 let Some(hosted) = self.copysets.get(copyset) else { continue };
                 match due {
-                    Due::Checkpoint(_) => checkpoint(&hosted).await,
+                    Due::Checkpoint(_) => {
+                        hosted.store.flush_ahead().await;
+                        checkpoint(&hosted).await;
+                    }
                     Due::Trim(_) => trim(&hosted).await,
                 }
             }

@@ -18,6 +18,7 @@ use ogee_common::id::LayerId;
 use ogee_disk::{Batch, DataFile};
 use ogee_raft::api::Applied;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// What one checkpoint writes.
 struct Work {
@@ -32,6 +33,18 @@ struct Work {
 }
 
 impl CopysetStore {
+    /// Flushes the files that are dirty now, while entries go on being applied, so that the checkpoint that follows finds
+    /// little to flush while they wait. It makes nothing else durable. A failure is remembered and fails that checkpoint:
+    /// the kernel tells of a failed flush only once (INV).
+    pub async fn flush_ahead(self: &Arc<Self>) {
+        let files: Vec<Arc<DataFile>> = self.state().dirty_files.values().map(|d| Arc::clone(&d.file)).collect();
+        let flushed = blocking(move || files.iter().try_for_each(|file| Ok(file.sync_data()?))).await;
+        if let Err(error) = flushed {
+            tracing::error!(copyset = self.id.0, error = &error as &dyn std::error::Error, "flush of data files failed");
+            self.flush_failed.store(true, Ordering::SeqCst);
+        }
+    }
+
     /// Makes everything applied durable and returns its position.
     ///
     /// # Errors
@@ -91,6 +104,9 @@ impl CopysetStore {
     }
 
     fn flush(&self, work: &Work) -> Result<(), ChunkStoreError> {
+        if self.flush_failed.load(Ordering::SeqCst) {
+            return Err(ChunkStoreError::FlushFailed);
+        }
         for file in &work.files {
             file.sync_data()?;
         }

@@ -18,6 +18,7 @@ use ogee_disk::{Batch, DataFile};
 use ogee_raft::api::Applied;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// A fetched column, before it replaces ours.
 #[derive(Debug, Clone)]
@@ -156,6 +157,9 @@ impl CopysetStore {
     }
 
     fn flush_column(&self, change: &ColumnChange) -> Result<(), ChunkStoreError> {
+        if self.flush_failed.load(Ordering::SeqCst) {
+            return Err(ChunkStoreError::FlushFailed);
+        }
         for file in &change.files {
             file.sync_data()?;
         }

@@ -22,7 +22,7 @@ use ogee_proto::data::LayerHead;
 use ogee_raft::api::Applied;
 use std::collections::HashMap;
 use std::ops::Bound;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Rows of the metadata store that are read at a time while loading.
@@ -37,6 +37,8 @@ pub struct CopysetStore {
     pub(crate) gate: tokio::sync::Mutex<()>,
     /// Held while a page is repaired from another replica.
     pub(crate) repairing: tokio::sync::Mutex<()>,
+    /// A flush outside of a checkpoint failed: no checkpoint may succeed any more.
+    pub(crate) flush_failed: AtomicBool,
 }
 
 /// Rows that an operation has loaded, with their stamp then; so that a small cache cannot starve it.
@@ -55,7 +57,7 @@ pub(crate) enum Known {
 impl CopysetStore {
     pub(crate) fn new(process: Arc<ChunkStore>, id: CopysetId) -> Arc<Self> {
         let (gate, repairing) = (tokio::sync::Mutex::new(()), tokio::sync::Mutex::new(()));
-        Arc::new(Self { process, id, state: Mutex::default(), gate, repairing })
+        Arc::new(Self { process, id, state: Mutex::default(), gate, repairing, flush_failed: AtomicBool::new(false) })
     }
 
     /// The copyset.

@@ -44,6 +44,9 @@ pub enum ChunkStoreError {
         /// Raft index.
         index: u64,
     },
+    /// A flush of data files failed before; nothing may be called durable any more.
+    #[error("an earlier flush of data files failed")]
+    FlushFailed,
     /// The pages are being written.
     #[error("pages are being written and the disk is full")]
     Busy,
@@ -65,7 +68,7 @@ impl ChunkStoreError {
         match self {
             Self::Disk(e) if e.kind() == DiskErrorKind::NoSpace => ChunkStoreErrorKind::NoSpace,
             Self::Meta(e) if e.kind() == StoreErrorKind::NoSpace => ChunkStoreErrorKind::NoSpace,
-            Self::Disk(_) | Self::Meta(_) => ChunkStoreErrorKind::Disk,
+            Self::Disk(_) | Self::Meta(_) | Self::FlushFailed => ChunkStoreErrorKind::Disk,
             Self::Record { .. } | Self::Entry { .. } => ChunkStoreErrorKind::Corrupt,
             Self::Busy => ChunkStoreErrorKind::Busy,
             Self::Fetch { .. } => ChunkStoreErrorKind::Fetch,
