@@ -35,6 +35,11 @@ fn took_ms(answer: &Value) -> String {
     answer["elapsed_ms"].as_f64().map_or_else(String::new, |ms| format!("(at the MDS and back: {ms:.1} ms)"))
 }
 
+fn import_rate(answer: &Value) -> String {
+    let bytes = |key: &str| answer[key].as_u64().map_or_else(|| "?".to_owned(), |b| ByteLen(b).to_string());
+    format!("({} of data at {}/s)", bytes("written_bytes"), bytes("bytes_per_second"))
+}
+
 fn main() -> Result<()> {
     let mut steps = Steps(0);
     let image = steps.run("build a bootable image from Debian packages (cached)", || {
@@ -48,7 +53,7 @@ fn main() -> Result<()> {
     steps.run("import the image (qcow2, holes are not written)", || {
         let file = image.qcow2.to_string_lossy();
         let answer = cluster.json(&["image", "import", &file, "golden", "--json"])?;
-        Ok(((), format!("({answer})")))
+        Ok(((), import_rate(&answer)))
     })?;
     steps.run("clone it to a boot disk: no data is copied", || {
         let answer = cluster.json(&["clone", "golden", "vm1", "--json"])?;
