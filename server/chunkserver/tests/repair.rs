@@ -202,6 +202,26 @@ fn a_disk_that_cannot_be_written_keeps_the_page_bad() {
     });
 }
 
+/// On a full disk a repair gives up at once: the copyset goes on with what needs no space.
+#[test]
+fn a_full_disk_does_not_hold_up_the_copyset() {
+    run(async {
+        let (mut own, other) = pair().await;
+        own.checkpoint().await;
+        own.rot(1, 0);
+        let path_contains = "chunks".into();
+        let fault = Fault::Errno(libc::ENOSPC);
+        own.faults.add(FaultRule { op: DiskOp::Write, path_contains, skip: 0, times: u64::MAX, fault });
+        let others = [Other(Some(other.store()))];
+        let read = mending_read(&own, &others, 1, 0, 4096);
+        let result = tokio::time::timeout(std::time::Duration::from_secs(20), read).await.expect("no waiting for space");
+        assert!(is_corrupt(&result, 0));
+        own.apply(&zero(1, 4096, 4096)).await;
+        own.faults.clear();
+        assert_eq!(mending_read(&own, &others, 1, 0, 4096).await.expect("there is space again"), [7; 4096]);
+    });
+}
+
 /// Repairs run beside the task that applies, checkpoints and merges; afterwards the replica is equal to the undamaged one.
 #[test]
 fn repairs_race_with_entries_and_checkpoints() {

@@ -20,7 +20,7 @@ use super::fetch::{FetchRequest, FetchedRow, RowsAnswer, pages_sent};
 use super::reading::{ReadError, ReadOutcome};
 use crate::store::CopysetStore;
 use crate::store::copyset_store::Known;
-use crate::store::error::ChunkStoreError;
+use crate::store::error::{ChunkStoreError, ChunkStoreErrorKind};
 use crate::store::key::{VersionKey, first_page, row_of};
 use crate::store::lookup::{PageSource, View};
 use crate::store::page_io::offset_of;
@@ -155,7 +155,14 @@ impl CopysetStore {
             }
         }
         let pieces: Vec<(u64, &[u8])> = mended.iter().map(|m| (offset_of(first + m.page), m.bytes.as_ref())).collect();
-        self.write_file(version, &pieces).await?;
+        // Not `write_file`: it waits for space, and with the gate held the copyset would wait as well. A lost file is made
+        // again when there is space.
+        let file = self.file_to_write(version);
+        match file.and_then(|file| pieces.iter().try_for_each(|(offset, bytes)| Ok(file.write_at(bytes, *offset)?))) {
+            Ok(()) => {}
+            Err(e) if e.kind() == ChunkStoreErrorKind::NoSpace => return Ok(()),
+            Err(e) => return Err(e),
+        }
         let changed: Vec<(u32, NewPage)> =
             mended.iter().filter(|m| m.was_damaged).map(|m| (first + m.page, NewPage::Data(m.crc))).collect();
         if !changed.is_empty() {
