@@ -6,6 +6,7 @@
 //! | [`qemu`] | which QEMU, which accelerator, and the arguments for a disk |
 //! | [`vm`] | a running guest: wait for text, run commands, reboot, power off |
 //! | [`hammer`] | verified load in a guest |
+//! | [`history`] | record of every request, and a checker of the promises |
 //! | [`load`] | verified load through the SDK |
 //! | [`cluster`] | a running Ogee cluster from the real binary: commands, kill, stop, restart |
 //! | [`vhost`] | a process that serves a disk on a vhost-user socket |
@@ -19,6 +20,7 @@ pub mod cluster;
 pub mod console;
 pub mod deadline;
 pub mod hammer;
+pub mod history;
 pub mod image;
 pub mod load;
 pub mod places;
