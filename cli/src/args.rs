@@ -10,6 +10,7 @@ use crate::error::{CliError, ErrorKind};
 use crate::export::ExportArgs;
 use crate::image::ImageCommand;
 use crate::snapshot::{CloneArgs, RollbackArgs, SnapshotCommand};
+use crate::tls::TlsCommand;
 use crate::vhost::VhostBlkArgs;
 use crate::volume::VolumeCommand;
 use clap::error::ErrorKind as ClapKind;
@@ -93,6 +94,9 @@ pub(crate) enum Command {
     /// Put load on volumes and report rates, latencies and what they cost
     #[command(after_help = bench::EXAMPLES)]
     Bench(Box<BenchArgs>),
+    /// Make certificates for encrypted connections
+    #[command(subcommand)]
+    Tls(TlsCommand),
     /// Run a metadata server in the foreground
     #[command(after_help = "Example:\n  ogee mds --config /etc/ogee/mds.toml")]
     Mds(DaemonArgs),

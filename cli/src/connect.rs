@@ -9,6 +9,7 @@ use crate::output::Output;
 use crate::sdk_error::call_failed;
 use clap::Args;
 use ogee_client::{Cluster, ClusterConfig, MdsClient};
+use ogee_proto::net::{Network, TlsConfig};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -24,6 +25,12 @@ pub(crate) struct GlobalArgs {
     /// Folder of a dev cluster, to find the MDS in [env: OGEE_DIR] [default: ./ogee-dev]
     #[arg(long, global = true, value_name = "DIR", help_heading = "Global options")]
     pub dir: Option<PathBuf>,
+    /// Folder with ca.pem, cert.pem and key.pem: connections to other hosts use TLS [env: OGEE_TLS_DIR]
+    #[arg(long, global = true, value_name = "DIR", help_heading = "Global options")]
+    pub tls_dir: Option<PathBuf>,
+    /// Use TLS on loopback too, where it is off [env: OGEE_TLS_LOOPBACK=1]
+    #[arg(long, global = true, help_heading = "Global options")]
+    pub tls_loopback: bool,
     /// Print JSON: one document on one line, errors too (on standard error)
     #[arg(long, global = true, help_heading = "Global options")]
     pub json: bool,
@@ -55,7 +62,8 @@ impl Context {
     /// No address is known ([`ErrorKind::Usage`]), or no thread can be started.
     pub(crate) fn cluster(&self, io_timeout: Option<Duration>) -> Result<Cluster, CliError> {
         let description = format!("{} ogee {}", host_name(), std::process::id());
-        let config = ClusterConfig { mds: self.mds_addrs()?, description, io_timeout, ..ClusterConfig::default() };
+        let (mds, network) = (self.mds_addrs()?, self.network()?);
+        let config = ClusterConfig { mds, network, description, io_timeout, ..ClusterConfig::default() };
         Cluster::connect_lazy(config).map_err(|e| call_failed("connect", &e))
     }
 
@@ -87,6 +95,20 @@ impl Context {
         let is_named = |list: String| !list.trim().is_empty();
         let elsewhere = !self.global.mds.is_empty() || std::env::var("OGEE_MDS").is_ok_and(is_named);
         Some(self.dev_dir()).filter(|dir| !elsewhere && dev::is_dev_dir(dir))
+    }
+
+    /// How connections are made: as the options say, or as the dev cluster has it.
+    fn network(&self) -> Result<Network, CliError> {
+        let dir = self.global.tls_dir.clone().or_else(|| std::env::var_os("OGEE_TLS_DIR").map(PathBuf::from));
+        let config = match (dir, self.dev_cluster()) {
+            (Some(dir), _) => {
+                let loopback = self.global.tls_loopback || std::env::var_os("OGEE_TLS_LOOPBACK").is_some_and(|v| v == "1");
+                Some(TlsConfig { dir, loopback })
+            }
+            (None, Some(dev)) => dev::client_tls(&dev)?,
+            (None, None) => None,
+        };
+        Network::new(config.as_ref()).map_err(|e| CliError::caused(ErrorKind::Usage, "set TLS up", e))
     }
 
     fn mds_addrs(&self) -> Result<Vec<String>, CliError> {

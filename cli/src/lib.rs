@@ -10,6 +10,7 @@
 //! | `export/`, `checksum.rs`, `copy_out.rs` | `export`, `checksum`; reading a whole volume in order |
 //! | `vhost.rs`, `null_device.rs` | `vhost-blk`; the device of `--null` |
 //! | `volume_metrics.rs` | `/metrics` of `vhost-blk` |
+//! | `tls.rs` | `tls`: certificates |
 //! | `bench/` | `bench` |
 //! | `dev/` | `dev`: a cluster on this machine |
 //! | `daemon/` | `mds`, `chunkserver` |
@@ -41,6 +42,7 @@ mod sdk_error;
 mod signals;
 mod snapshot;
 mod sparse;
+mod tls;
 mod vhost;
 mod volume;
 mod volume_metrics;
@@ -84,6 +86,7 @@ fn parse_and_act(arguments: Vec<OsString>) -> Result<(), CliError> {
 fn act(cli: Cli) -> Result<(), CliError> {
     let context = Context { out: Output::new(cli.global.json), global: cli.global };
     match cli.command {
+        Command::Tls(command) => tls::run(&context, command),
         Command::Mds(args) => daemon::mds::run(&args),
         Command::Chunkserver(args) => daemon::chunkserver::run(&args),
         command => {
@@ -110,8 +113,8 @@ async fn act_as_client(context: Context, command: Command) -> Result<(), CliErro
         Command::Rollback(args) => snapshot::rollback(c, args).await,
         Command::VhostBlk(args) => vhost::run(c, args).await,
         Command::Bench(args) => Box::pin(bench::run(c, *args)).await,
-        Command::Mds(_) | Command::Chunkserver(_) => {
-            Err(CliError::new(ErrorKind::Failure, "a daemon has a runtime of its own"))
+        Command::Mds(_) | Command::Chunkserver(_) | Command::Tls(_) => {
+            Err(CliError::new(ErrorKind::Failure, "this command talks to no cluster"))
         }
     }
 }

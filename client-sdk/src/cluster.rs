@@ -10,6 +10,7 @@ use crate::routing::RouteTable;
 use ogee_common::limits as l;
 use ogee_common::rng;
 use ogee_proto::MdsErrorKind;
+use ogee_proto::net::Network;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -63,6 +64,8 @@ impl Default for Timing {
 pub struct ClusterConfig {
     /// Addresses of the MDS nodes, `host:port`; at least one.
     pub mds: Vec<String>,
+    /// How connections are made: plainly by default, or with certificates.
+    pub network: Network,
     /// Shown to people in `volume info` as the one who attached: host, program, pid.
     pub description: String,
     /// An IO that takes longer fails with [`crate::IoErrorKind::TimedOut`]; `None` retries for ever.
@@ -116,7 +119,7 @@ impl Cluster {
             return Err(fail(MdsErrorKind::InvalidArgument, message));
         }
         let control = ControlThread::start().map_err(|e| fail(MdsErrorKind::Unavailable, e.to_string()))?;
-        let mds = MdsClient::new(control.handle().clone(), &config.mds);
+        let mds = MdsClient::new(control.handle().clone(), &config.mds, config.network.clone());
         let routes = RouteTable::default();
         Ok(Self(Arc::new(ClusterInner { config, mds, client: rng::nonzero_u64(), routes, control })))
     }

@@ -12,17 +12,16 @@ use ogee_common::limits::{
 };
 use ogee_common::rng;
 use ogee_proto::mds::mds_client::MdsClient as Grpc;
+use ogee_proto::net::{Network, channel};
 use ogee_proto::{ERROR_METADATA, LEADER_METADATA, MdsErrorKind};
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
 
-/// Pings of an idle connection: a dead MDS host is noticed within two of them, so that the event stream moves on.
-const KEEP_ALIVE: Duration = Duration::from_secs(2);
 /// Redirects followed without a pause; more means that the group is electing.
 const REDIRECTS_MAX: u32 = 3;
 
@@ -58,6 +57,7 @@ struct Nodes {
 #[derive(Debug)]
 struct Inner {
     control: Handle,
+    network: Network,
     nodes: Mutex<Nodes>,
 }
 
@@ -87,9 +87,9 @@ enum Verdict {
 
 impl MdsClient {
     /// A client of the nodes at `addrs` (`host:port`); connects when first used.
-    pub(crate) fn new(control: Handle, addrs: &[String]) -> Self {
+    pub(crate) fn new(control: Handle, addrs: &[String], network: Network) -> Self {
         let list = addrs.iter().map(|a| Node { addr: a.clone(), client: None }).collect();
-        Self(Arc::new(Inner { control, nodes: Mutex::new(Nodes { list, current: 0 }) }))
+        Self(Arc::new(Inner { control, network, nodes: Mutex::new(Nodes { list, current: 0 }) }))
     }
 
     /// The addresses known now, the presumed leader first.
@@ -180,15 +180,7 @@ impl MdsClient {
         let at = nodes.current;
         let node = nodes.list.get_mut(at)?;
         if node.client.is_none() {
-            let endpoint = Endpoint::from_shared(format!("http://{}", node.addr)).ok()?;
-            let channel = endpoint
-                .connect_timeout(MDS_ATTEMPT_TIMEOUT)
-                .tcp_nodelay(true)
-                .http2_keep_alive_interval(KEEP_ALIVE)
-                .keep_alive_timeout(KEEP_ALIVE)
-                .keep_alive_while_idle(true)
-                .connect_lazy();
-            node.client = Some(Grpc::new(channel));
+            node.client = Some(Grpc::new(channel(&self.0.network, &node.addr, MDS_ATTEMPT_TIMEOUT)?));
         }
         node.client.clone()
     }

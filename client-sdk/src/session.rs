@@ -35,6 +35,7 @@ use ogee_common::limits::{INFLIGHT_BYTES_MAX, INFLIGHT_REQUESTS_MAX};
 use ogee_common::rng;
 use ogee_proto::data::{HelloHead, Role, Status, VERSION};
 use ogee_proto::link::{Link, LinkError};
+use ogee_proto::net::Network;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -71,6 +72,7 @@ pub(crate) type Round = Arc<tokio::sync::Mutex<LastRound>>;
 pub(crate) struct Session {
     id: SessionId,
     cluster: [u8; 16],
+    network: Network,
     slots: Mutex<HashMap<ChunkserverId, Arc<Slot>>>,
     rounds: Mutex<HashMap<CopysetId, Round>>,
     requests: Semaphore,
@@ -93,10 +95,11 @@ pub(crate) struct InFlight<'a> {
 
 impl Session {
     /// A session with a new identity and no connection.
-    pub(crate) fn new(cluster: [u8; 16]) -> Arc<Self> {
+    pub(crate) fn new(cluster: [u8; 16], network: Network) -> Arc<Self> {
         Arc::new(Self {
             id: SessionId(rng::nonzero_u64()),
             cluster,
+            network,
             slots: Mutex::default(),
             rounds: Mutex::default(),
             requests: Semaphore::new(INFLIGHT_REQUESTS_MAX),
@@ -106,7 +109,7 @@ impl Session {
 
     /// A new session to the same cluster.
     pub(crate) fn another(&self) -> Arc<Self> {
-        Self::new(self.cluster)
+        Self::new(self.cluster, self.network.clone())
     }
 
     /// Waits until a request with so many bytes of payload may be in flight. Who has the first permit and waits for
@@ -156,7 +159,7 @@ impl Session {
             generation,
             cluster: self.cluster,
         };
-        let link = Link::connect(to.addr, &hello).await?;
+        let link = Link::connect(&self.network, to.addr, &hello).await?;
         if link.process() != to.chunkserver.0 {
             return Err(LinkError::Refused { addr: to.addr, status: Status::WrongTarget });
         }
@@ -189,7 +192,7 @@ mod tests {
 
     #[test]
     fn requests_and_bytes_in_flight_are_bounded() {
-        let session = Session::new([0; 16]);
+        let session = Session::new([0; 16], Network::default());
         let bytes = u32::try_from(INFLIGHT_BYTES_MAX / 2).expect("the limit fits");
         let first = session.admit(bytes).now_or_never().expect("there is room");
         let _second = session.admit(bytes).now_or_never().expect("there is room");

@@ -48,7 +48,7 @@ pub(crate) fn judge(status: Status, head: &[u8]) -> Next {
         Status::PayloadChecksum | Status::Corrupt => Next::Mismatch,
         Status::Fenced => Next::Never(IoErrorKind::Fenced),
         Status::LayerGone => Next::Never(IoErrorKind::Closed),
-        Status::BadRequest => Next::Never(IoErrorKind::InvalidInput),
+        Status::BadRequest | Status::Forbidden => Next::Never(IoErrorKind::InvalidInput),
     }
 }
 

@@ -158,7 +158,8 @@ impl Volume {
             resubscribe: Arc::default(),
             tasks: Default::default(),
         };
-        Ok(Self { at: Arc::new(at), session: Session::new(identity) })
+        let session = Session::new(identity, cluster.0.config.network.clone());
+        Ok(Self { at: Arc::new(at), session })
     }
 
     /// What is open.

@@ -5,8 +5,8 @@
 //! which they arrived; when a connection ends, every unanswered call ends with [`LinkError::Closed`] and its outcome is
 //! unknown. Everything queued when the writer wakes goes out in one vectored system call. Absent: retries, routing.
 
-use crate::data::{DecodeError, Frame, FrameReader, HelloHead, HelloReply, Opcode, OutFrame, Status, VERSION};
-use crate::net::{self, Stream};
+use crate::data::{DecodeError, Frame, FrameReader, HelloHead, HelloReply, Opcode, OutFrame, Role, Status, VERSION};
+use crate::net::{Network, Peer, Plane, ReadHalf, Stream, WriteHalf};
 use bytes::Bytes;
 use ogee_common::limits::CONNECTION_REQUESTS_MAX;
 use smallvec::SmallVec;
@@ -18,7 +18,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::task::JoinHandle;
 
@@ -87,7 +86,7 @@ impl SendQueue {
         self.wake.notify_one();
     }
 
-    async fn run(&self, mut stream: OwnedWriteHalf) -> io::Result<()> {
+    async fn run(&self, mut stream: WriteHalf) -> io::Result<()> {
         loop {
             self.wake.notified().await;
             loop {
@@ -104,7 +103,7 @@ impl SendQueue {
     }
 }
 
-async fn write_all_vectored(stream: &mut OwnedWriteHalf, batch: &VecDeque<OutFrame>) -> io::Result<()> {
+async fn write_all_vectored(stream: &mut WriteHalf, batch: &VecDeque<OutFrame>) -> io::Result<()> {
     let buffers: Vec<&[u8]> = batch
         .iter()
         .flat_map(|f| std::iter::once(&f.prefix).chain(f.payload.iter()))
@@ -129,7 +128,8 @@ async fn write_all_vectored(stream: &mut OwnedWriteHalf, batch: &VecDeque<OutFra
         }
         skip += written;
     }
-    Ok(())
+    // Under TLS the last bytes may wait in the session.
+    stream.flush().await
 }
 
 type Pending = Mutex<Option<HashMap<u64, oneshot::Sender<Frame>>>>;
@@ -166,10 +166,10 @@ impl Link {
     ///
     /// # Errors
     /// [`LinkError`].
-    pub async fn connect(addr: SocketAddr, hello: &HelloHead) -> Result<Self, LinkError> {
+    pub async fn connect(network: &Network, addr: SocketAddr, hello: &HelloHead) -> Result<Self, LinkError> {
         let connect = |source| LinkError::Connect { addr, source };
         let attempt = async {
-            let stream = net::connect(addr).await.map_err(connect)?;
+            let stream = network.connect(addr, Plane::Data).await.map_err(connect)?;
             Self::handshake(addr, stream, hello).await
         };
         match tokio::time::timeout(CONNECT_TIMEOUT, attempt).await {
@@ -276,7 +276,7 @@ impl Drop for PendingGuard {
 
 async fn read_replies(
     addr: SocketAddr,
-    mut frames: FrameReader<OwnedReadHalf>,
+    mut frames: FrameReader<ReadHalf>,
     queue: Arc<SendQueue>,
     pending: Arc<Pending>,
 ) {
@@ -343,7 +343,8 @@ pub trait Handler: Send + Sync + 'static {
 /// Why a server does not want a connection.
 pub type Refusal = Status;
 
-/// Serves one accepted connection until it ends. `accept` looks at the hello and returns the handler, or a refusal.
+/// Serves one admitted connection until it ends. `accept` looks at the hello and returns the handler, or a refusal. Who
+/// has only a client's certificate is refused as a daemon.
 ///
 /// # Errors
 /// Errors of the socket and malformed frames; the connection is closed in either case.
@@ -352,6 +353,7 @@ pub async fn serve<H: Handler>(
     process: u32,
     accept: impl FnOnce(&HelloHead) -> Result<H, Refusal> + Send,
 ) -> io::Result<()> {
+    let peer = stream.peer();
     let (read, mut write) = stream.into_split();
     let mut frames = FrameReader::new(read);
     let Some(first) = frames.next().await? else { return Ok(()) };
@@ -360,10 +362,13 @@ pub async fn serve<H: Handler>(
         .ok_or(io::ErrorKind::InvalidData)?
         .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
     let version = u16::from(VERSION);
-    let outcome = if (hello.version_min..=hello.version_max).contains(&version) {
-        accept(&hello)
-    } else {
+    let outcome = if !(hello.version_min..=hello.version_max).contains(&version) {
         Err(Status::Version)
+    } else if peer == Peer::Client && hello.role != Role::Client {
+        tracing::warn!(target: "datapath", role = ?hello.role, process = hello.process, "a client's certificate for a daemon");
+        Err(Status::Forbidden)
+    } else {
+        accept(&hello)
     };
     let status = outcome.as_ref().map_or_else(|s| *s, |_| Status::Ok);
     let head = HelloReply { version, process }.encode();
@@ -399,7 +404,7 @@ impl<H: Handler> Drop for Ending<'_, H> {
 }
 
 async fn serve_requests<H: Handler>(
-    frames: &mut FrameReader<OwnedReadHalf>,
+    frames: &mut FrameReader<ReadHalf>,
     queue: &Arc<SendQueue>,
     handler: &H,
 ) -> io::Result<()> {

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use ogee_common::id::{ConnectionGeneration, SessionId};
 use ogee_proto::data::{Frame, HelloHead, Opcode, Role, Status};
 use ogee_proto::link::{Handler, Link, LinkError, Responder, serve};
-use ogee_proto::net;
+use ogee_proto::net::{self, Network};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
@@ -46,7 +46,8 @@ async fn start(refuse: Option<Status>) -> (SocketAddr, Arc<Mutex<Vec<Bytes>>>, t
     let seen = Arc::new(Mutex::new(vec![]));
     let echo = Echo { seen: seen.clone(), kept: Mutex::default() };
     let task = tokio::spawn(async move {
-        let (stream, _) = net::accept(&listener).await.expect("accept");
+        let accepted = net::accept(&listener).await.expect("accept");
+        let stream = Network::default().admit(accepted).await.expect("a plain connection");
         let _ = serve(stream, 9, |_| refuse.map_or(Ok(echo), Err)).await;
     });
     (addr, seen, task)
@@ -60,7 +61,7 @@ fn payload(i: u32) -> smallvec::SmallVec<[Bytes; 2]> {
 #[tokio::test]
 async fn calls_arrive_in_order_and_replies_find_their_caller() {
     let (addr, seen, _task) = start(None).await;
-    let link = Link::connect(addr, &hello(1)).await.expect("connect");
+    let link = Link::connect(&Network::default(), addr, &hello(1)).await.expect("connect");
     assert_eq!(link.process(), 9);
     let calls: Vec<_> = (0..2000u32).map(|i| link.call(Opcode::Status, &i.to_le_bytes(), payload(i))).collect();
     for (i, call) in (0u32..).zip(calls) {
@@ -80,7 +81,7 @@ async fn calls_arrive_in_order_and_replies_find_their_caller() {
 #[tokio::test]
 async fn big_payloads_pass_whole() {
     let (addr, _, _task) = start(None).await;
-    let link = Link::connect(addr, &hello(1)).await.expect("connect");
+    let link = Link::connect(&Network::default(), addr, &hello(1)).await.expect("connect");
     let big = Bytes::from((0..4 << 20).map(|i: u32| (i % 253) as u8).collect::<Vec<u8>>());
     let reply = link.call(Opcode::Write, b"h", smallvec::smallvec![big.clone()]).await.expect("a reply");
     assert_eq!(reply.payload(), big);
@@ -89,7 +90,7 @@ async fn big_payloads_pass_whole() {
 #[tokio::test]
 async fn an_ended_connection_ends_its_calls() {
     let (addr, _, task) = start(None).await;
-    let link = Link::connect(addr, &hello(1)).await.expect("connect");
+    let link = Link::connect(&Network::default(), addr, &hello(1)).await.expect("connect");
     let unanswered = link.call(Opcode::Status, b"", smallvec::smallvec![]);
     let answered = link.call(Opcode::Status, b"", payload(1));
     answered.await.expect("a reply");
@@ -103,7 +104,7 @@ async fn an_ended_connection_ends_its_calls() {
 #[tokio::test]
 async fn a_dropped_connection_ends_its_calls() {
     let (addr, _, _task) = start(None).await;
-    let link = Link::connect(addr, &hello(1)).await.expect("connect");
+    let link = Link::connect(&Network::default(), addr, &hello(1)).await.expect("connect");
     let unanswered = link.call(Opcode::Status, b"", smallvec::smallvec![]);
     let answered = link.call(Opcode::Status, b"", payload(1));
     answered.await.expect("a reply");
@@ -117,10 +118,10 @@ async fn a_dropped_connection_ends_its_calls() {
 #[tokio::test]
 async fn refusals_and_foreign_versions_are_told() {
     let (addr, _, _t) = start(Some(Status::WrongTarget)).await;
-    let refused = Link::connect(addr, &hello(1)).await.expect_err("must be refused");
+    let refused = Link::connect(&Network::default(), addr, &hello(1)).await.expect_err("must be refused");
     assert!(matches!(refused, LinkError::Refused { status: Status::WrongTarget, .. }), "{refused}");
     let (addr, _, _t) = start(None).await;
-    let refused = Link::connect(addr, &hello(2)).await.expect_err("must be refused");
+    let refused = Link::connect(&Network::default(), addr, &hello(2)).await.expect_err("must be refused");
     assert!(matches!(refused, LinkError::Refused { status: Status::Version, .. }), "{refused}");
 }
 
@@ -129,6 +130,6 @@ async fn nobody_listening_is_a_connect_error() {
     let listener = net::listen("127.0.0.1:0".parse().expect("an address")).await.expect("listen");
     let addr = listener.local_addr().expect("bound");
     drop(listener);
-    let error = Link::connect(addr, &hello(1)).await.expect_err("nobody is there");
+    let error = Link::connect(&Network::default(), addr, &hello(1)).await.expect_err("nobody is there");
     assert!(matches!(error, LinkError::Connect { .. }), "{error}");
 }

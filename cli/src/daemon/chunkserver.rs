@@ -1,12 +1,10 @@
 //! `ogee chunkserver`.
 
-use super::{DaemonArgs, allow_many_files, detach_if_asked};
+use super::{DaemonArgs, DevDaemon, allow_many_files, detach_if_asked};
 use crate::error::{CliError, ErrorKind};
 use crate::logging;
 use crate::signals::StopSignals;
 use ogee_chunkserver::ChunkserverConfig;
-use std::net::SocketAddr;
-use std::path::Path;
 
 /// Memory for page metadata of a dev chunkserver: enough for 64 GiB of data, and several run on one machine.
 const METADATA_CACHE_MIB: u32 = 64;
@@ -15,9 +13,8 @@ const METADATA_CACHE_MIB: u32 = 64;
 ///
 /// # Errors
 /// When it cannot be written as TOML.
-pub(crate) fn dev_config(
-    number: u32, data: &Path, listen: SocketAddr, metrics: Option<SocketAddr>, mds: &[SocketAddr],
-) -> Result<String, toml::ser::Error> {
+pub(crate) fn dev_config(daemon: &DevDaemon<'_>) -> Result<String, toml::ser::Error> {
+    let DevDaemon { number, data, listen, metrics, mds, tls } = *daemon;
     let config = ChunkserverConfig {
         data_dir: data.to_owned(),
         listen,
@@ -29,6 +26,7 @@ pub(crate) fn dev_config(
         reserve_bytes: None,
         metadata_cache_mib: METADATA_CACHE_MIB,
         metrics,
+        tls: tls.cloned(),
     };
     toml::to_string(&config)
 }
@@ -56,15 +54,19 @@ pub(crate) fn run(args: &DaemonArgs) -> Result<(), CliError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ogee_proto::net::TlsConfig;
+    use std::net::SocketAddr;
+    use std::path::Path;
 
     #[test]
     fn the_dev_configuration_is_one_that_a_chunkserver_takes() {
         let addr = |port| SocketAddr::from(([127, 0, 0, 1], port));
-        let text = dev_config(2, Path::new("/x/cs-2/data"), addr(2), Some(addr(9)), &[addr(1)]).expect("written");
+        let tls = TlsConfig { dir: "/x/tls/daemon".into(), loopback: true };
+        let text = dev_config(&DevDaemon { number: 2, data: Path::new("/x/cs-2/data"), listen: addr(2), metrics: Some(addr(9)), mds: &[addr(1)], tls: Some(&tls) }).expect("written");
         let config: ChunkserverConfig = toml::from_str(&text).expect("read");
         config.validate().expect("valid");
         assert_eq!((config.zone.as_str(), config.pool.as_str()), ("zone-2", "default"));
         assert_eq!((config.listen, config.mds), (addr(2), vec![addr(1)]));
-        assert_eq!(config.metrics, Some(addr(9)));
+        assert_eq!((config.metrics, &config.tls), (Some(addr(9)), &Some(tls)));
     }
 }

@@ -1,12 +1,10 @@
 //! `ogee mds`.
 
-use super::{DaemonArgs, detach_if_asked};
+use super::{DaemonArgs, DevDaemon, detach_if_asked};
 use crate::error::{CliError, ErrorKind};
 use crate::logging;
 use crate::signals::StopSignals;
 use ogee_mds::{MdsConfig, PeerConfig};
-use std::net::SocketAddr;
-use std::path::Path;
 
 /// The line that lets an empty data directory become a member, as `dev_config` writes it.
 const BOOTSTRAP: &str = "bootstrap = true";
@@ -15,10 +13,9 @@ const BOOTSTRAP: &str = "bootstrap = true";
 ///
 /// # Errors
 /// When it cannot be written as TOML.
-pub(crate) fn dev_config(
-    number: u32, data: &Path, listen: SocketAddr, metrics: Option<SocketAddr>, all: &[SocketAddr],
-) -> Result<String, toml::ser::Error> {
-    let peers = (1u32..).zip(all).map(|(id, addr)| PeerConfig { id, addr: *addr }).collect();
+pub(crate) fn dev_config(daemon: &DevDaemon<'_>) -> Result<String, toml::ser::Error> {
+    let DevDaemon { number, data, listen, metrics, mds, tls } = *daemon;
+    let peers = (1u32..).zip(mds).map(|(id, addr)| PeerConfig { id, addr: *addr }).collect();
     let config = MdsConfig {
         node: number,
         cluster: "dev".to_owned(),
@@ -26,6 +23,7 @@ pub(crate) fn dev_config(
         listen,
         bootstrap: true,
         metrics,
+        tls: tls.cloned(),
         peers,
     };
     toml::to_string(&config)
@@ -63,15 +61,19 @@ pub(crate) fn run(args: &DaemonArgs) -> Result<(), CliError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ogee_proto::net::TlsConfig;
+    use std::net::SocketAddr;
+    use std::path::Path;
 
     #[test]
     fn the_dev_configuration_is_one_that_an_mds_takes() {
         let addr = |port| SocketAddr::from(([127, 0, 0, 1], port));
-        let text = dev_config(2, Path::new("/x/mds-2/data"), addr(2), Some(addr(9)), &[addr(1), addr(2), addr(3)]).expect("written");
+        let tls = TlsConfig { dir: "/x/tls/daemon".into(), loopback: true };
+        let text = dev_config(&DevDaemon { number: 2, data: Path::new("/x/mds-2/data"), listen: addr(2), metrics: Some(addr(9)), mds: &[addr(1), addr(2), addr(3)], tls: Some(&tls) }).expect("written");
         let config: MdsConfig = toml::from_str(&text).expect("read");
         config.validate().expect("valid");
         assert_eq!((config.node, config.listen, config.bootstrap), (2, addr(2), true));
-        assert_eq!(config.metrics, Some(addr(9)));
+        assert_eq!((config.metrics, &config.tls), (Some(addr(9)), &Some(tls)));
         assert_eq!(config.peers.iter().map(|p| (p.id, p.addr)).collect::<Vec<_>>(), vec![(1, addr(1)), (2, addr(2)), (3, addr(3))]);
         let settled = settled_config(&text).expect("a first start's configuration changes");
         let later: MdsConfig = toml::from_str(&settled).expect("read");

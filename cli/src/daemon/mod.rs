@@ -8,7 +8,9 @@ pub(crate) mod mds;
 
 use crate::dev::DETACH_VARIABLE;
 use clap::Args;
-use std::path::PathBuf;
+use ogee_proto::net::TlsConfig;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 
 /// Arguments of both.
 #[derive(Debug, Clone, Args)]
@@ -16,6 +18,23 @@ pub(crate) struct DaemonArgs {
     /// The configuration, a TOML file
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
+}
+
+/// A daemon of a dev cluster.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct DevDaemon<'a> {
+    /// Its number among those of its kind, from 1.
+    pub number: u32,
+    /// Its data directory.
+    pub data: &'a Path,
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Where it shows its metrics.
+    pub metrics: Option<SocketAddr>,
+    /// Where all nodes of the MDS listen.
+    pub mds: &'a [SocketAddr],
+    /// Its certificates, if the cluster has any.
+    pub tls: Option<&'a TlsConfig>,
 }
 
 /// Leaves the terminal's session when `ogee dev up` asked for it, so that Ctrl-C and a hang-up there do not end the

@@ -8,8 +8,9 @@
 //! ```
 
 use super::record::{self, Record};
-use crate::daemon;
+use crate::daemon::{self, DevDaemon};
 use crate::error::{CliError, ErrorKind};
+use ogee_proto::net::TlsConfig;
 use std::fs::{File, TryLockError};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -83,16 +84,18 @@ impl DaemonPlace {
     ///
     /// # Errors
     /// What the file system says.
-    pub(crate) fn prepare(&self, mds: &[SocketAddr]) -> Result<(), CliError> {
+    pub(crate) fn prepare(&self, mds: &[SocketAddr], tls: Option<&TlsConfig>) -> Result<(), CliError> {
         let data = self.data();
         std::fs::create_dir_all(&data).map_err(|e| CliError::file("create", &data, e))?;
         let config = self.config();
         if config.exists() {
             return Ok(());
         }
+        let (number, listen, metrics) = (self.number, self.addr, self.metrics);
+        let daemon = DevDaemon { number, data: &data, listen, metrics, mds, tls };
         let text = match self.role {
-            Role::Mds => daemon::mds::dev_config(self.number, &data, self.addr, self.metrics, mds),
-            Role::Chunkserver => daemon::chunkserver::dev_config(self.number, &data, self.addr, self.metrics, mds),
+            Role::Mds => daemon::mds::dev_config(&daemon),
+            Role::Chunkserver => daemon::chunkserver::dev_config(&daemon),
         };
         let text = text.map_err(|e| CliError::caused(ErrorKind::Failure, format!("write {}", config.display()), e))?;
         record::replace(&config, &text)

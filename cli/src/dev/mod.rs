@@ -3,6 +3,7 @@
 //! | file | what |
 //! | --- | --- |
 //! | `record.rs` | `dev.toml`: the addresses, chosen once and kept |
+//! | `certificates.rs` | the cluster's own authority, with `--tls` |
 //! | `layout.rs` | folders, configuration files, pid files and logs of the daemons |
 //! | `ports.rs` | free ports that no outgoing connection can take |
 //! | `process.rs` | start a detached daemon, find it again, stop it; never signal a stranger |
@@ -13,6 +14,7 @@
 //! repeated after a crash; two commands never work on one folder at once (a lock). The daemons are the ones that run in
 //! production, started as `ogee mds --config FILE` and `ogee chunkserver --config FILE`.
 
+mod certificates;
 mod down;
 mod layout;
 mod ports;
@@ -23,6 +25,7 @@ mod status;
 mod up;
 
 pub(crate) use process::DETACH_VARIABLE;
+pub(crate) use certificates::client_tls;
 pub(crate) use record::{is_dev_dir, mds_addrs};
 
 use crate::connect::Context;

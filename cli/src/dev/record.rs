@@ -35,6 +35,9 @@ pub(crate) struct Record {
     /// Where `cs-1`, `cs-2`, ... show their metrics; empty in records that are older.
     #[serde(default)]
     pub chunkserver_metrics: Vec<SocketAddr>,
+    /// Whether connections use TLS, with certificates in `DIR/tls`.
+    #[serde(default)]
+    pub tls: bool,
 }
 
 impl Record {
@@ -129,6 +132,7 @@ mod tests {
             chunkservers: vec![addr(2), addr(3)],
             mds_metrics: metrics.0,
             chunkserver_metrics: metrics.1,
+            tls: true,
         };
         record.save(dir.path()).expect("saved");
         assert_eq!(Record::load(dir.path()).expect("loaded"), Some(record));

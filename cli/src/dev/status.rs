@@ -1,5 +1,6 @@
 //! `ogee dev status`.
 
+use super::certificates::dev_network;
 use super::layout::{self, DaemonPlace};
 use super::process;
 use crate::cluster::StatusView;
@@ -8,6 +9,7 @@ use crate::error::CliError;
 use crate::output::Table;
 use ogee_client::{Cluster, ClusterConfig};
 use serde::Serialize;
+use std::path::Path;
 use std::time::Duration;
 
 /// The cluster gets this long to answer; the daemons are shown in any case.
@@ -41,7 +43,7 @@ pub(crate) async fn run(context: &Context) -> Result<(), CliError> {
     let daemons: Vec<DaemonView> = layout::daemons(&root, &record).iter().map(view).collect();
     let mds: Vec<String> = record.mds.iter().map(ToString::to_string).collect();
     let any_mds = daemons.iter().any(|d| d.alive && mds.contains(&d.addr));
-    let cluster = if any_mds { ask(mds.clone()).await } else { None };
+    let cluster = if any_mds { ask(&root, mds.clone()).await } else { None };
     let status = DevStatusView { mds, daemons, dir: root.display().to_string(), cluster };
     context.out.result(&status, |s| {
         let mut table = Table::new(&["NAME", "PID", "ADDRESS", "STATE", "LOG"]);
@@ -68,8 +70,9 @@ fn view(place: &DaemonPlace) -> DaemonView {
     }
 }
 
-async fn ask(mds: Vec<String>) -> Option<StatusView> {
-    let config = ClusterConfig { mds, description: "ogee dev status".to_owned(), ..ClusterConfig::default() };
+async fn ask(root: &Path, mds: Vec<String>) -> Option<StatusView> {
+    let description = "ogee dev status".to_owned();
+    let config = ClusterConfig { mds, network: dev_network(root).ok()?, description, ..ClusterConfig::default() };
     let cluster = Cluster::connect_lazy(config).ok()?;
     let reply = tokio::time::timeout(ANSWER_LIMIT, cluster.mds().cluster_status()).await;
     Some(reply.ok()?.ok()?.into())

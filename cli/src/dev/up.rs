@@ -1,5 +1,6 @@
 //! `ogee dev up`.
 
+use super::certificates::{self, dev_network};
 use super::layout;
 use super::ready::{self, Member};
 use super::record::Record;
@@ -28,6 +29,9 @@ pub(crate) struct UpArgs {
     // The same id and type as the global --mds, which it stands for here.
     #[arg(long, value_name = "N", value_parser = mds_count)]
     mds: Option<String>,
+    /// Encrypt all connections, with certificates made for this cluster; for a new cluster only
+    #[arg(long)]
+    tls: bool,
     /// Wait this long for the cluster to serve, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     timeout: u64,
@@ -93,13 +97,17 @@ async fn up(context: &Context, dir: &Path, args: UpArgs) -> Result<(), CliError>
     let root = dir.canonicalize().map_err(|e| CliError::file("open", dir, e))?;
     let _lock = layout::lock(&root)?;
     let record = record_for(&root, &args)?;
+    certificates::prepare(&root, &record)?;
+    let tls = certificates::daemon_tls(&root, &record);
     let mut members = Vec::new();
     for place in layout::daemons(&root, &record) {
-        place.prepare(&record.mds)?;
+        place.prepare(&record.mds, tls.as_ref())?;
         members.push(Member::ensure(place).await?);
     }
     let mds: Vec<String> = record.mds.iter().map(ToString::to_string).collect();
-    let config = ClusterConfig { mds: mds.clone(), description: "ogee dev up".to_owned(), ..ClusterConfig::default() };
+    let network = dev_network(&root)?;
+    let description = "ogee dev up".to_owned();
+    let config = ClusterConfig { mds: mds.clone(), network, description, ..ClusterConfig::default() };
     let cluster = Cluster::connect_lazy(config).map_err(|e| call_failed("connect", &e))?;
     ready::wait(cluster.mds(), &mut members, context.out, Duration::from_secs(args.timeout)).await?;
     for member in &members {
@@ -127,7 +135,13 @@ fn record_for(root: &Path, args: &UpArgs) -> Result<Record, CliError> {
         let mut chunkserver_addrs = mds_addrs.split_off(mds);
         let mut mds_metrics = chunkserver_addrs.split_off(chunkservers);
         let chunkserver_metrics = mds_metrics.split_off(mds);
-        let record = Record { mds: mds_addrs, chunkservers: chunkserver_addrs, mds_metrics, chunkserver_metrics };
+        let record = Record {
+            mds: mds_addrs,
+            chunkservers: chunkserver_addrs,
+            mds_metrics,
+            chunkserver_metrics,
+            tls: args.tls,
+        };
         record.save(root)?;
         return Ok(record);
     };
@@ -135,6 +149,10 @@ fn record_for(root: &Path, args: &UpArgs) -> Result<Record, CliError> {
         && mds != record.mds.len()
     {
         let text = format!("it has {} MDS nodes, which cannot be changed; leave --mds out", record.mds.len());
+        return Err(CliError::new(ErrorKind::Conflict, text));
+    }
+    if args.tls && !record.tls {
+        let text = "it was made without TLS, which cannot be changed here; leave --tls out";
         return Err(CliError::new(ErrorKind::Conflict, text));
     }
     let have = record.chunkservers.len();
@@ -174,7 +192,7 @@ mod tests {
     use super::*;
 
     fn args(chunkservers: Option<u16>, mds: Option<usize>) -> UpArgs {
-        UpArgs { chunkservers, mds: mds.map(|n| n.to_string()), timeout: 1 }
+        UpArgs { chunkservers, mds: mds.map(|n| n.to_string()), tls: false, timeout: 1 }
     }
 
     #[test]
@@ -189,7 +207,8 @@ mod tests {
         assert_eq!((&more.mds, &more.chunkservers[..3], more.chunkservers.len()), (&first.mds, &first.chunkservers[..], 5));
         assert_eq!((&more.mds_metrics, &more.chunkserver_metrics[..3]), (&first.mds_metrics, &first.chunkserver_metrics[..]));
         assert_eq!((more.mds_metrics.len(), more.chunkserver_metrics.len()), (1, 5));
-        for refused in [args(Some(4), None), args(None, Some(3))] {
+        let encrypted = UpArgs { tls: true, ..args(None, None) };
+        for refused in [args(Some(4), None), args(None, Some(3)), encrypted] {
             assert_eq!(record_for(&root, &refused).expect_err("refused").kind(), ErrorKind::Conflict);
         }
         assert_eq!(Record::load(&root).expect("read"), Some(more));

@@ -124,12 +124,11 @@ impl Chunkservers {
         self.addrs.lock().expect("no test panics under the lock").insert(id, listener.local_addr().expect("an address"));
         let all = self.clone();
         tokio::spawn(async move {
-            while let Ok((stream, _)) = net::accept(&listener).await {
+            while let Ok(accepted) = net::accept(&listener).await {
                 let all = all.clone();
                 tokio::spawn(async move {
-                    let std = stream.into_std().expect("a tokio socket");
-                    let socket = std.try_clone().expect("a second descriptor");
-                    let stream = net::Stream::from_std(std).expect("a std socket");
+                    let socket = accepted.second_descriptor().expect("a second descriptor");
+                    let stream = net::Network::default().admit(accepted).await.expect("a plain connection");
                     let _ = serve(stream, id, |hello| all.accept(id, hello, socket)).await;
                 });
             }

@@ -65,6 +65,8 @@ statuses! {
     LayerGone = 15,
     /// Another cluster or another process than the asker wanted.
     WrongTarget = 16,
+    /// The asker's certificate does not allow the role it claims. Final.
+    Forbidden = 17,
     /// A code that this build does not know.
     Unknown = 65535,
 }

@@ -4,6 +4,7 @@
 //! an operator edits the file once. Absent: times of Raft, which have one tested set of values.
 
 use ogee_common::name::{NameError, check_name};
+use ogee_proto::net::TlsConfig;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::fmt;
@@ -33,6 +34,9 @@ pub struct MdsConfig {
     /// asks for no password.
     #[serde(default)]
     pub metrics: Option<SocketAddr>,
+    /// TLS with other hosts, for gRPC and for Raft; by default none. See [`TlsConfig`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsConfig>,
     /// All nodes, this one included, the same on all of them. Empty: this node is alone.
     #[serde(default)]
     pub peers: Vec<PeerConfig>,
@@ -86,6 +90,9 @@ pub enum ConfigProblem {
     /// A relative path.
     #[error("data_dir = {0:?}: give an absolute path")]
     RelativeDataDir(PathBuf),
+    /// A relative path.
+    #[error("tls.dir = {0:?}: give an absolute path")]
+    RelativeTlsDir(PathBuf),
     /// Port 0, or a wildcard without peers that say how to reach this node.
     #[error("listen = {0}: give the address and port that others connect to")]
     Listen(SocketAddr),
@@ -133,6 +140,9 @@ impl MdsConfig {
         }
         if !self.data_dir.is_absolute() {
             problems.push(ConfigProblem::RelativeDataDir(self.data_dir.clone()));
+        }
+        if let Some(tls) = self.tls.as_ref().filter(|tls| !tls.dir.is_absolute()) {
+            problems.push(ConfigProblem::RelativeTlsDir(tls.dir.clone()));
         }
         if self.listen.port() == 0 || (self.peers.is_empty() && !is_reachable(self.listen)) {
             problems.push(ConfigProblem::Listen(self.listen));

@@ -1,12 +1,12 @@
 //! The one listening socket of a node: gRPC and the other nodes' Raft share it.
 //!
-//! The first byte of a connection tells them apart: a frame of the data protocol begins with `O`, the preface of
-//! HTTP/2 with `P`. Invariants: a connection that says nothing is closed after [`FIRST_BYTE_TIMEOUT`]; at most
+//! The first byte of a plain connection tells them apart (a frame of the data protocol begins with `O`, the preface of
+//! HTTP/2 with `P`), and ALPN one under TLS. Invariants: a connection that says nothing is closed after [`FIRST_BYTE_TIMEOUT`]; at most
 //! [`WAITING_MAX`] connections wait for gRPC to take them; every connection's task ends with the door.
 
 use ogee_proto::data::{Role, Status};
 use ogee_proto::link;
-use ogee_proto::net::{self, Listener, Stream};
+use ogee_proto::net::{self, Accepted, Listener, Network, Plane, Stream};
 use ogee_raft::{PeerConnection, RaftProcess};
 use std::io;
 use std::sync::Arc;
@@ -22,8 +22,6 @@ const WAITING_MAX: usize = 64;
 const CONNECTIONS_MAX: usize = 1024;
 /// Pause after a failed accept: out of file descriptors passes.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// First byte of a frame of the data protocol.
-const FRAME_BYTE: u8 = ogee_proto::data::MAGIC.to_le_bytes()[0];
 
 /// What connections are told apart for.
 #[derive(Clone)]
@@ -34,6 +32,8 @@ pub(crate) struct Door {
     pub(crate) cluster: [u8; 16],
     /// Who gets Raft connections.
     pub(crate) raft: Arc<RaftProcess>,
+    /// How connections are taken.
+    pub(crate) network: Network,
 }
 
 impl Door {
@@ -51,8 +51,8 @@ impl Door {
                 connections.join_next().await;
             }
             match net::accept(&listener).await {
-                Ok((stream, _)) => {
-                    connections.spawn(self.clone().sort(stream, grpc.clone()));
+                Ok(accepted) => {
+                    connections.spawn(self.clone().sort(accepted, grpc.clone()));
                 }
                 Err(error) => {
                     tracing::warn!(target: "controlpath", %error, "accept a connection");
@@ -62,11 +62,18 @@ impl Door {
         }
     }
 
-    async fn sort(self, stream: Stream, grpc: mpsc::Sender<io::Result<Stream>>) {
-        let mut first = [0];
-        match tokio::time::timeout(FIRST_BYTE_TIMEOUT, stream.peek(&mut first)).await {
-            Ok(Ok(1)) if first[0] == FRAME_BYTE => self.serve_peer(stream).await,
-            Ok(Ok(1)) => {
+    async fn sort(self, accepted: Accepted, grpc: mpsc::Sender<io::Result<Stream>>) {
+        let from = accepted.addr();
+        let stream = match self.network.admit(accepted).await {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::warn!(target: "controlpath", %from, %error, "a connection is refused");
+                return;
+            }
+        };
+        match tokio::time::timeout(FIRST_BYTE_TIMEOUT, stream.plane()).await {
+            Ok(Ok(Some(Plane::Data))) => self.serve_peer(stream).await,
+            Ok(Ok(Some(Plane::Control))) => {
                 // An error means that gRPC has stopped, and so will the door.
                 let _ = grpc.send(Ok(stream)).await;
             }
@@ -75,7 +82,7 @@ impl Door {
     }
 
     async fn serve_peer(self, stream: Stream) {
-        let Self { node, cluster, raft } = self;
+        let Self { node, cluster, raft, .. } = self;
         let accept = |hello: &ogee_proto::data::HelloHead| {
             if hello.role != Role::Mds || hello.cluster != cluster || (hello.target != 0 && hello.target != node) {
                 tracing::warn!(target: "controlpath", peer = hello.process, "a connection for another cluster or node");

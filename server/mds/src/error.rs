@@ -8,6 +8,8 @@ use std::path::PathBuf;
 /// What a node was doing when it failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MdsErrorStage {
+    /// Reading its certificates.
+    Certificate,
     /// Listening on its addresses.
     Listen,
     /// Taking its data directory.
@@ -29,6 +31,7 @@ pub enum MdsErrorStage {
 impl fmt::Display for MdsErrorStage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Certificate => "read certificates",
             Self::Listen => "listen for clients and peers",
             Self::DataDir => "open data directory",
             Self::Identity => "read identity of the node",

@@ -113,6 +113,7 @@ mod tests {
         let temp = tempfile::tempdir().expect("temp dir");
         let dir = DataDir::open(temp.path()).expect("open");
         let config = |node, bootstrap| MdsConfig {
+            tls: None,
             node,
             cluster: "dev".into(),
             data_dir: temp.path().to_owned(),

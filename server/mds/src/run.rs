@@ -26,8 +26,8 @@ use ogee_disk::meta::RocksStore;
 use ogee_disk::DataDir;
 use ogee_proto::data::Role;
 use ogee_proto::mds::mds_server::MdsServer;
-use ogee_proto::net::{self, Listener};
-use ogee_raft::{AddressBook, GroupStatus, Members, RaftGroup, RaftProcess, RaftTuning, Wal, WalOptions};
+use ogee_proto::net::{self, Listener, Network};
+use ogee_raft::{AddressBook, GroupStatus, Identity, Members, RaftGroup, RaftProcess, RaftTuning, Wal, WalOptions};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -102,11 +102,13 @@ struct Node {
     group: RaftGroup,
     wal: Wal,
     shared: Arc<Shared>,
+    network: Network,
     _dir: DataDir,
 }
 
 impl Node {
     async fn start(config: &MdsConfig) -> Result<Self, MdsError> {
+        let network = Network::new(config.tls.as_ref()).map_err(MdsError::at(MdsErrorStage::Certificate))?;
         let claimed = config.clone();
         let opened = tokio::task::spawn_blocking(move || -> Result<(DataDir, RocksStore), MdsError> {
             let dir = DataDir::open(&claimed.data_dir).map_err(MdsError::at(MdsErrorStage::DataDir))?;
@@ -121,7 +123,8 @@ impl Node {
         let book = Arc::new(Book(nodes.iter().map(|n| (n.id, n.addr)).collect()));
         let tuning = RaftTuning::default();
         let cluster = group_identity(&config.cluster);
-        let raft = RaftProcess::new(config.node, Role::Mds, cluster, wal.clone(), book, tuning);
+        let own = Identity { process: config.node, role: Role::Mds, cluster, network: network.clone() };
+        let raft = RaftProcess::new(own, wal.clone(), book, tuning);
         let shared = Shared::new(Arc::new(store));
         let machine = MdsMachine::new(shared.clone());
         let replica = ReplicaId(config.node.into());
@@ -129,7 +132,7 @@ impl Node {
         let group = group.map_err(MdsError::at(MdsErrorStage::Join))?;
         let members: Members = nodes.iter().map(|n| (ReplicaId(n.id.into()), n.id)).collect();
         group.initialize(members).await.map_err(MdsError::at(MdsErrorStage::Join))?;
-        Ok(Self { raft, group, wal, shared, _dir: dir })
+        Ok(Self { raft, group, wal, shared, network, _dir: dir })
     }
 
     /// Serves until told to stop or until something fails.
@@ -142,7 +145,8 @@ impl Node {
         let nodes = config.nodes().iter().map(|n| NodeAddr { id: n.id, addr: n.addr.to_string() }).collect();
         let core = Core::new(self.shared.clone(), Arc::new(GroupLog::new(self.group.clone())), nodes);
         let _metrics = config.metrics.and_then(|addr| metrics::serve(addr, self.metrics(&core)));
-        let door = Door { node: config.node, cluster: group_identity(&config.cluster), raft: self.raft.clone() };
+        let (cluster, network) = (group_identity(&config.cluster), self.network.clone());
+        let door = Door { node: config.node, cluster, raft: self.raft.clone(), network };
         let (incoming, door) = door.open(listener);
         let mut tasks = JoinSet::new();
         tasks.spawn(door);

@@ -7,6 +7,7 @@ use ogee_common::limits::CHUNKS_PER_SEGMENT;
 use ogee_proto::MdsErrorKind;
 use ogee_proto::mds::layer_task::Kind;
 use ogee_proto::mds::{self as m};
+use ogee_proto::net::Network;
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 
@@ -229,7 +230,7 @@ async fn a_stranger_at_the_door_does_no_harm() {
         generation: ogee_common::id::ConnectionGeneration(0),
         cluster: [9; 16],
     };
-    let refused = ogee_proto::link::Link::connect(addr, &hello).await.map(|_| ());
+    let refused = ogee_proto::link::Link::connect(&Network::default(), addr, &hello).await.map(|_| ());
     assert!(matches!(refused, Err(ogee_proto::link::LinkError::Refused { .. })), "{refused:?}");
     assert!(kind(&c.stat_volume(stat("x")).await.expect_err("nothing there")).is_some());
 }

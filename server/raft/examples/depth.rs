@@ -10,9 +10,10 @@ use ogee_common::clock;
 use ogee_common::id::ReplicaId;
 use ogee_disk::DataDir;
 use ogee_proto::data::Role;
-use ogee_proto::{link, net};
+use ogee_proto::link;
+use ogee_proto::net::{self, Network};
 use ogee_raft::{
-    AddressBook, Applied, ApplyEntry, EntryKind, FetchHandler, PeerConnection, RaftGroup, RaftProcess, RaftSnapshot,
+    AddressBook, Applied, ApplyEntry, EntryKind, FetchHandler, PeerConnection, RaftGroup, Identity, RaftProcess, RaftSnapshot,
     RaftTuning, SnapshotSource, StateMachine, StateMachineError, Wal, WalOptions,
 };
 use std::collections::HashMap;
@@ -78,11 +79,16 @@ impl AddressBook for Book {
     }
 }
 
+/// What process `process` says of itself.
+fn identity(process: u32) -> Identity {
+    Identity { process, role: Role::Chunkserver, cluster: CLUSTER, network: Network::default() }
+}
+
 async fn start(process: u32, dir: &Path, groups: u64, book: Arc<Book>) -> (Wal, Vec<RaftGroup>) {
     let data = DataDir::open(&dir.join(format!("process-{process}"))).expect("data directory");
     let wal = Wal::open(&data, "wal", WalOptions::default()).await.expect("log");
     let raft =
-        RaftProcess::new(process, Role::Chunkserver, CLUSTER, wal.clone(), book.clone(), RaftTuning::default());
+        RaftProcess::new(identity(process), wal.clone(), book.clone(), RaftTuning::default());
     let mut opened = Vec::new();
     for group in 1..=groups {
         let id = ReplicaId(group * 10 + u64::from(process));
@@ -92,7 +98,8 @@ async fn start(process: u32, dir: &Path, groups: u64, book: Arc<Book>) -> (Wal, 
     book.0.lock().expect("not poisoned").insert(process, listener.local_addr().expect("address"));
     tokio::spawn(async move {
         loop {
-            let (stream, _) = net::accept(&listener).await.expect("accept");
+            let accepted = net::accept(&listener).await.expect("accept");
+            let stream = Network::default().admit(accepted).await.expect("a plain connection");
             let raft = raft.clone();
             tokio::spawn(link::serve(stream, process, move |hello| Ok(PeerConnection::new(raft, hello.process))));
         }

@@ -10,9 +10,9 @@ use ogee_common::id::ReplicaId;
 use ogee_disk::DataDir;
 use ogee_proto::data::{Frame, Role};
 use ogee_proto::link::{self, Handler, Responder};
-use ogee_proto::net;
+use ogee_proto::net::{self, Network};
 use ogee_raft::{
-    AddressBook, Applied, ApplyEntry, EntryKind, FetchHandler, PeerConnection, RaftGroup, RaftProcess, RaftSnapshot,
+    AddressBook, Applied, ApplyEntry, EntryKind, FetchHandler, PeerConnection, RaftGroup, Identity, RaftProcess, RaftSnapshot,
     RaftTuning, SnapshotSource, StateMachine, StateMachineError, Wal, WalOptions,
 };
 use std::collections::HashMap;
@@ -97,11 +97,16 @@ impl Handler for Counted {
     }
 }
 
+/// What process `process` says of itself.
+fn identity(process: u32) -> Identity {
+    Identity { process, role: Role::Chunkserver, cluster: CLUSTER, network: Network::default() }
+}
+
 async fn open(process: u32, dir: PathBuf, groups: u64, book: Arc<Book>) -> Vec<RaftGroup> {
     let data = DataDir::open(&dir.join(format!("process-{process}"))).expect("data directory");
     let options = WalOptions { segment_bytes: 8 << 20, ..WalOptions::default() };
     let wal = Wal::open(&data, "wal", options).await.expect("log");
-    let raft = RaftProcess::new(process, Role::Chunkserver, CLUSTER, wal, book.clone(), RaftTuning::default());
+    let raft = RaftProcess::new(identity(process), wal, book.clone(), RaftTuning::default());
     let mut opened = Vec::new();
     for group in 1..=groups {
         let id = ReplicaId(group * 10 + u64::from(process));
@@ -111,7 +116,8 @@ async fn open(process: u32, dir: PathBuf, groups: u64, book: Arc<Book>) -> Vec<R
     book.addrs.lock().expect("not poisoned").insert(process, listener.local_addr().expect("address"));
     tokio::spawn(async move {
         loop {
-            let (stream, _) = net::accept(&listener).await.expect("accept");
+            let accepted = net::accept(&listener).await.expect("accept");
+            let stream = Network::default().admit(accepted).await.expect("a plain connection");
             let (raft, book) = (raft.clone(), book.clone());
             let handler = move |hello: &ogee_proto::data::HelloHead| {
                 Ok(Counted(PeerConnection::new(raft, hello.process), book))

@@ -35,6 +35,7 @@ pub mod wal;
 
 pub use api::*;
 pub use group::RaftGroup;
+pub use links::Identity;
 pub use process::{OpenError, PeerConnection, RaftProcess};
 pub use snapshot::ReplicaSource;
 pub use state::{GroupFailure, GroupState, GroupStatus, InitializeError, MembershipError};

@@ -19,6 +19,7 @@ use ogee_common::limits::{RAFT_LINK_STALL, RAFT_RECONNECT_MAX, RAFT_RECONNECT_MI
 use ogee_common::rng;
 use ogee_proto::data::{Frame, HelloHead, Opcode, Role};
 use ogee_proto::link::{Link, LinkError};
+use ogee_proto::net::Network;
 use smallvec::SmallVec;
 use std::collections::HashMap;
 use std::future::Future;
@@ -115,12 +116,17 @@ impl Peer {
     }
 }
 
-/// What every hello of this process says.
+/// What every hello of this process says, and how its connections are made.
 #[derive(Debug, Clone)]
-pub(crate) struct Identity {
-    pub(crate) process: u32,
-    pub(crate) role: Role,
-    pub(crate) cluster: [u8; 16],
+pub struct Identity {
+    /// The chunkserver id or the number of the MDS node.
+    pub process: u32,
+    /// What the process is.
+    pub role: Role,
+    /// The cluster; peers of another one refuse.
+    pub cluster: [u8; 16],
+    /// How peers are connected to.
+    pub network: Network,
 }
 
 /// All connections of this process to its peers.
@@ -249,7 +255,7 @@ impl Links {
             generation: ConnectionGeneration(0),
             cluster: self.identity.cluster,
         };
-        let link = Link::connect(addr, &hello).await?;
+        let link = Link::connect(&self.identity.network, addr, &hello).await?;
         // An address may have been taken over by another process of the cluster.
         if link.process() == process { Ok(link) } else { Err(PeerDown::Unreachable(process).into()) }
     }

@@ -24,7 +24,7 @@ use crate::types::TypeConfig;
 use crate::wal::{Wal, WalError, WalErrorKind};
 use ogee_common::clock;
 use ogee_common::id::ReplicaId;
-use ogee_proto::data::{Frame, Opcode, RaftHead, Role, Status};
+use ogee_proto::data::{Frame, Opcode, RaftHead, Status};
 use ogee_proto::link::{Handler, Responder};
 use openraft::async_runtime::WatchReceiver as _;
 use openraft::errors::Fatal;
@@ -93,20 +93,12 @@ impl std::fmt::Debug for RaftProcess {
 }
 
 impl RaftProcess {
-    /// Sets the layer up on the calling tokio runtime, on which everything of it stays. `process` is the chunkserver id
-    /// or the number of the MDS node.
+    /// Sets the layer up on the calling tokio runtime, on which everything of it stays.
     #[must_use]
-    pub fn new(
-        process: u32,
-        role: Role,
-        cluster: [u8; 16],
-        wal: Wal,
-        book: Arc<dyn AddressBook>,
-        tuning: RaftTuning,
-    ) -> Arc<Self> {
+    pub fn new(identity: Identity, wal: Wal, book: Arc<dyn AddressBook>, tuning: RaftTuning) -> Arc<Self> {
         let this = Arc::new_cyclic(|this: &Weak<Self>| {
             let events: Weak<dyn LinkEvents> = this.clone();
-            let links = Links::new(Identity { process, role, cluster }, book, events);
+            let links = Links::new(identity, book, events);
             Self { wal, links, tuning: tuning.clone(), groups: RwLock::default(), hurry: AtomicBool::new(false) }
         });
         if tuning.validate().is_ok() {

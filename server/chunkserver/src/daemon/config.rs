@@ -2,6 +2,7 @@
 //! everything that is wrong at once.
 
 use ogee_common::name::check_name;
+use ogee_proto::net::TlsConfig;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -44,6 +45,9 @@ pub struct ChunkserverConfig {
     /// asks for no password.
     #[serde(default)]
     pub metrics: Option<SocketAddr>,
+    /// TLS with other hosts, for both planes; by default none. See [`TlsConfig`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsConfig>,
 }
 
 fn default_pool() -> String {
@@ -85,6 +89,9 @@ pub enum ConfigProblem {
     /// A relative path.
     #[error("data_dir = {0:?}: give an absolute path")]
     RelativeDataDir(PathBuf),
+    /// A relative path.
+    #[error("tls.dir = {0:?}: give an absolute path")]
+    RelativeTlsDir(PathBuf),
     /// Less than the cache can work with.
     #[error("metadata_cache_mib = {0}: at least 8")]
     CacheTooSmall(u32),
@@ -136,6 +143,9 @@ impl ChunkserverConfig {
         }
         if !self.data_dir.is_absolute() {
             problems.push(ConfigProblem::RelativeDataDir(self.data_dir.clone()));
+        }
+        if let Some(tls) = self.tls.as_ref().filter(|tls| !tls.dir.is_absolute()) {
+            problems.push(ConfigProblem::RelativeTlsDir(tls.dir.clone()));
         }
         if self.metadata_cache_mib < 8 {
             problems.push(ConfigProblem::CacheTooSmall(self.metadata_cache_mib));

@@ -9,6 +9,8 @@ pub enum DaemonErrorKind {
     Config,
     /// The data directory cannot be used: locked, foreign, wiped or damaged.
     DataDir,
+    /// The certificates for TLS are of no use.
+    Certificate,
     /// The listening address cannot be bound.
     Listen,
     /// The MDS refuses this disk.

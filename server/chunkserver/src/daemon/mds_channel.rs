@@ -3,11 +3,12 @@
 use ogee_common::rng;
 use ogee_proto::LEADER_METADATA;
 use ogee_proto::mds::mds_client::MdsClient;
+use ogee_proto::net::{Network, channel};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
 
 /// One call may take this long.
@@ -19,22 +20,19 @@ const RETRY_PAUSE: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 pub(super) struct MdsChannel {
     addresses: Vec<SocketAddr>,
+    network: Network,
     /// The client that worked last, with its address.
     current: Mutex<Option<(SocketAddr, MdsClient<Channel>)>>,
 }
 
 impl MdsChannel {
-    pub(super) fn new(addresses: Vec<SocketAddr>) -> Self {
-        Self { addresses, current: Mutex::new(None) }
+    pub(super) fn new(addresses: Vec<SocketAddr>, network: Network) -> Self {
+        Self { addresses, network, current: Mutex::new(None) }
     }
 
     fn client(&self, addr: SocketAddr) -> Result<MdsClient<Channel>, Status> {
-        let endpoint = Endpoint::from_shared(format!("http://{addr}"))
-            .map_err(|e| Status::invalid_argument(e.to_string()))?
-            .connect_timeout(CALL_TIMEOUT)
-            .timeout(CALL_TIMEOUT)
-            .tcp_nodelay(true);
-        Ok(MdsClient::new(endpoint.connect_lazy()))
+        let channel = channel(&self.network, &addr.to_string(), CALL_TIMEOUT);
+        channel.map(MdsClient::new).ok_or_else(|| Status::invalid_argument(format!("{addr} makes no URI")))
     }
 
     fn cached(&self) -> Option<(SocketAddr, MdsClient<Channel>)> {
@@ -65,7 +63,8 @@ impl MdsChannel {
                     None => break,
                 },
             };
-            match op(client.clone()).await {
+            let attempt = tokio::time::timeout(CALL_TIMEOUT, op(client.clone())).await;
+            match attempt.unwrap_or_else(|_| Err(Status::deadline_exceeded("the MDS does not answer"))) {
                 Ok(reply) => {
                     self.remember(Some((addr, client)));
                     return Ok(reply.into_inner());

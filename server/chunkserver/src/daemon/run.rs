@@ -22,8 +22,9 @@ use ogee_disk::{DataDir, MetaStore, RocksStore};
 use ogee_metrics::MetricsServer;
 use ogee_proto::data::Role;
 use ogee_proto::link::serve;
-use ogee_proto::{mds, net};
-use ogee_raft::{RaftProcess, RaftTuning, Wal, WalError, WalOptions};
+use ogee_proto::mds;
+use ogee_proto::net::{self, Network};
+use ogee_raft::{Identity, RaftProcess, RaftTuning, Wal, WalError, WalOptions};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,6 +47,7 @@ struct Process {
     own: u32,
     path: std::path::PathBuf,
     listener: net::Listener,
+    network: Network,
     server: Arc<DataServer>,
     copysets: Arc<Copysets>,
     control: Arc<Control>,
@@ -61,13 +63,15 @@ impl Process {
         let dir = DataDir::open(&path)
             .map_err(|e| fail(DaemonErrorKind::DataDir, "open data directory", e.into()))?;
         let superblock = Superblock::load_or_create(&dir, &path)?;
+        let network = Network::new(config.tls.as_ref())
+            .map_err(|e| fail(DaemonErrorKind::Certificate, "read certificates for", e.into()))?;
         let listener = net::listen(config.listen).await.map_err(|e| DaemonError {
             kind: DaemonErrorKind::Listen,
             verb: "listen for the chunkserver of",
             path: path.clone(),
             source: format!("{}: {e}", config.listen).into(),
         })?;
-        let mds = Arc::new(MdsChannel::new(config.mds.clone()));
+        let mds = Arc::new(MdsChannel::new(config.mds.clone(), network.clone()));
         let superblock = register(config, &dir, superblock, &mds).await?;
         let own = superblock.id.0;
         let rocks = RocksStore::open(&dir.path("meta"));
@@ -79,14 +83,9 @@ impl Process {
             .map_err(|e| fail(DaemonErrorKind::DataDir, "open write-ahead log of", e.into()))?;
         let book = Arc::new(PeerBook::default());
         book.restore(load_book(&*meta));
-        let raft = RaftProcess::new(
-            own,
-            Role::Chunkserver,
-            superblock.cluster,
-            wal.clone(),
-            book.clone(),
-            RaftTuning::default(),
-        );
+        let (role, cluster) = (Role::Chunkserver, superblock.cluster);
+        let identity = Identity { process: own, role, cluster, network: network.clone() };
+        let raft = RaftProcess::new(identity, wal.clone(), book.clone(), RaftTuning::default());
         let store = ChunkStore::new(dir.clone(), meta.clone(), store_tuning(config, &dir));
         let copysets = Arc::new(Copysets::new(raft.clone(), store.clone(), meta.clone(), path.clone()));
         copysets.open_all().await?;
@@ -121,14 +120,14 @@ impl Process {
         let upkeep = Upkeep { copysets: copysets.clone(), control: control.clone(), book, meta, wal: wal.clone() };
         tracing::info!(chunkserver = %superblock.id, listen = %config.listen, zone = config.zone, "chunkserver serves");
         let _metrics = config.metrics.and_then(|addr| metrics::serve(addr, metrics));
-        Ok(Self { own, path, listener, server, copysets, control, upkeep, wal, _metrics })
+        Ok(Self { own, path, listener, network, server, copysets, control, upkeep, wal, _metrics })
     }
 
     async fn serve(self, shutdown: impl Future<Output = ()>) -> Result<(), DaemonError> {
         let mut tasks = JoinSet::new();
         tasks.spawn(self.control.run());
         tasks.spawn(self.upkeep.run());
-        tasks.spawn(accept_all(self.listener, self.server, self.own));
+        tasks.spawn(accept_all(self.listener, self.network, self.server, self.own));
         let mut ended = self.wal.ended();
         let outcome = tokio::select! {
             () = shutdown => Ok(()),
@@ -240,23 +239,32 @@ async fn log_end(ended: &mut watch::Receiver<Option<WalError>>) -> Box<dyn std::
     }
 }
 
-async fn accept_all(listener: net::Listener, server: Arc<DataServer>, own: u32) {
+async fn accept_all(listener: net::Listener, network: Network, server: Arc<DataServer>, own: u32) {
     let mut connections = JoinSet::new();
     loop {
         while connections.try_join_next().is_some() {}
         match net::accept(&listener).await {
-            Ok((stream, peer)) => {
-                let server = server.clone();
-                connections.spawn(async move {
-                    if let Err(error) = serve(stream, own, |hello| server.accept(hello)).await {
-                        tracing::debug!(target: "datapath", %peer, %error, "connection ended");
-                    }
-                });
+            Ok(accepted) => {
+                connections.spawn(serve_one(accepted, network.clone(), server.clone(), own));
             }
             Err(error) => {
                 tracing::warn!(%error, "accept a connection");
                 tokio::time::sleep(REGISTER_PAUSE).await;
             }
         }
+    }
+}
+
+async fn serve_one(accepted: net::Accepted, network: Network, server: Arc<DataServer>, own: u32) {
+    let peer = accepted.addr();
+    let stream = match network.admit(accepted).await {
+        Ok(stream) => stream,
+        Err(error) => {
+            tracing::warn!(target: "datapath", %peer, %error, "a connection is refused");
+            return;
+        }
+    };
+    if let Err(error) = serve(stream, own, |hello| server.accept(hello)).await {
+        tracing::debug!(target: "datapath", %peer, %error, "connection ended");
     }
 }

@@ -4,6 +4,7 @@ use super::{Core, names};
 use crate::hub::EventStream;
 use ogee_proto::mds::mds_server::Mds;
 use ogee_proto::mds::{self as m};
+use ogee_proto::net::Peer;
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
@@ -13,10 +14,19 @@ pub(crate) struct MdsService(pub(crate) Arc<Core>);
 
 type Reply<T> = Result<Response<T>, Status>;
 
+/// Under TLS a call of a daemon needs a daemon's certificate.
+fn refuse_clients<T>(call: &Request<T>) -> Result<(), Status> {
+    match call.extensions().get::<Peer>() {
+        Some(Peer::Client) => Err(Status::permission_denied("this call needs the certificate of a daemon, not of a client")),
+        _ => Ok(()),
+    }
+}
+
 macro_rules! calls {
     (
         named { $($named:ident($named_request:ident) -> $named_reply:ident;)+ }
         plain { $($plain:ident($plain_request:ident) -> $plain_reply:ident;)+ }
+        daemons { $($daemons:ident($daemons_request:ident) -> $daemons_reply:ident;)+ }
         bare { $($bare:ident -> $bare_reply:ident;)+ }
     ) => {
         #[tonic::async_trait]
@@ -30,6 +40,11 @@ macro_rules! calls {
 
             $(async fn $plain(&self, call: Request<m::$plain_request>) -> Reply<m::$plain_reply> {
                 Ok(Response::new(self.0.$plain(call.into_inner()).await?))
+            })+
+
+            $(async fn $daemons(&self, call: Request<m::$daemons_request>) -> Reply<m::$daemons_reply> {
+                refuse_clients(&call)?;
+                Ok(Response::new(self.0.$daemons(call.into_inner()).await?))
             })+
 
             $(async fn $bare(&self, _call: Request<m::Empty>) -> Reply<m::$bare_reply> {
@@ -66,6 +81,9 @@ calls! {
         get_layout(GetLayoutRequest) -> Layout;
         allocate_segment(AllocateSegmentRequest) -> Layout;
         get_copysets(GetCopysetsRequest) -> CopysetList;
+    }
+    // Not for who has only a client's certificate.
+    daemons {
         register_chunkserver(RegisterChunkserverRequest) -> RegisterChunkserverReply;
         heartbeat(HeartbeatRequest) -> HeartbeatReply;
     }

@@ -125,6 +125,7 @@ impl Cluster {
         let addrs: Vec<SocketAddr> = listeners.iter().map(|l| l.local_addr().expect("address")).collect();
         let peers: Vec<PeerConfig> = (1..).zip(&addrs).map(|(id, addr)| PeerConfig { id, addr: *addr }).collect();
         let config = |(node, (dir, listen)): (u32, (&TempDir, &SocketAddr))| MdsConfig {
+            tls: None,
             node,
             cluster: "test".into(),
             data_dir: dir.path().join("mds"),

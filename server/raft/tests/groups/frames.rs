@@ -5,6 +5,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use ogee_common::id::{ConnectionGeneration, SessionId};
 use ogee_proto::data::{HelloHead, Opcode, RaftHead, Role, Status};
 use ogee_proto::link::Link;
+use ogee_proto::net::Network;
 use ogee_raft::AddressBook as _;
 use smallvec::SmallVec;
 
@@ -36,7 +37,7 @@ fn ask(cluster: &Cluster, process: u32, opcode: Opcode, target: u64, message: By
     };
     let head = RaftHead { group: 1, target, message }.encode();
     cluster.node(process).run(async move {
-        let link = Link::connect(addr, &hello).await.expect("connect");
+        let link = Link::connect(&Network::default(), addr, &hello).await.expect("connect");
         let frame = link.call(opcode, &head, SmallVec::new()).await.expect("an answer");
         Status::parse(frame.header.status)
     })

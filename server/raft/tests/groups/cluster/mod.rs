@@ -11,9 +11,9 @@ use ogee_common::id::{ReplicaId, Term};
 use ogee_disk::{DataDir, FaultPlan};
 use ogee_proto::data::{Frame, Role};
 use ogee_proto::link::{self, Handler, Responder};
-use ogee_proto::net;
+use ogee_proto::net::{self, Network};
 use ogee_raft::{
-    AddressBook, Members, PeerConnection, Proposed, RaftError, RaftGroup, RaftProcess, RaftTuning, Wal, WalOptions,
+    AddressBook, Members, PeerConnection, Proposed, RaftError, RaftGroup, Identity, RaftProcess, RaftTuning, Wal, WalOptions,
 };
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::future::Future;
@@ -306,6 +306,11 @@ impl Drop for Cluster {
 
 type Parcel = (Arc<RaftProcess>, Wal, BTreeMap<u64, RaftGroup>, BTreeMap<u64, Arc<Watched>>);
 
+/// What process `process` says of itself.
+fn identity(process: u32) -> Identity {
+    Identity { process, role: Role::Chunkserver, cluster: CLUSTER, network: Network::default() }
+}
+
 async fn start_node(
     process: u32,
     dir: std::path::PathBuf,
@@ -316,7 +321,7 @@ async fn start_node(
     let data = DataDir::open_with_faults(&dir, faults).expect("data directory");
     let wal = Wal::open(&data, "wal", setup.wal).await.expect("log");
     let book: Arc<dyn AddressBook> = net.clone();
-    let raft = RaftProcess::new(process, Role::Chunkserver, CLUSTER, wal.clone(), book, setup.tuning);
+    let raft = RaftProcess::new(identity(process), wal.clone(), book, setup.tuning);
     let (mut groups, mut watched) = (BTreeMap::new(), BTreeMap::new());
     for group in setup.groups {
         let seen = Arc::new(Watched::default());
@@ -334,7 +339,8 @@ async fn start_node(
 
 async fn serve(listener: net::Listener, process: u32, net: Arc<Net>, raft: Arc<RaftProcess>) {
     loop {
-        let (stream, _) = net::accept(&listener).await.expect("accept");
+        let accepted = net::accept(&listener).await.expect("accept");
+        let stream = Network::default().admit(accepted).await.expect("a plain connection");
         net.connections.fetch_add(1, Ordering::Relaxed);
         let (net, raft) = (net.clone(), raft.clone());
         tokio::spawn(link::serve(stream, process, move |hello| {
