@@ -122,14 +122,14 @@ async fn who_has_no_certificate_of_the_authority_is_refused() {
     let plain = connect(&Network::default(), addr).await.expect_err("plain");
     assert!(!matches!(plain, LinkError::Refused { .. }), "the server understood a plain frame: {plain}");
     let stranger = connect(&other.network(&[], &CLIENT), addr).await.expect_err("another authority");
-    assert!(text(&stranger).contains("UnknownIssuer"), "{}", text(&stranger));
+    assert!(text(&stranger).contains("invalid peer certificate"), "{}", text(&stranger));
     let friend = authority.network(&[], &CLIENT);
     let elsewhere = start(authority.network(&["10.1.2.3"], &DAEMON)).await;
     let error = connect(&friend, elsewhere).await.expect_err("a certificate for another address");
     assert!(text(&error).contains("127.0.0.1"), "{}", text(&error));
     let impostor = start(authority.network(&["127.0.0.1"], &CLIENT)).await;
     let error = connect(&friend, impostor).await.expect_err("a client poses as a server");
-    assert!(text(&error).contains("InvalidPurpose") || text(&error).contains("Purpose"), "{}", text(&error));
+    assert!(text(&error).contains("Purpose"), "{}", text(&error));
     let unencrypted = start(Network::default()).await;
     let error = connect(&friend, unencrypted).await.expect_err("a server without TLS");
     assert!(!matches!(error, LinkError::Refused { .. }), "{error}");
