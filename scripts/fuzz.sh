@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 seconds=${1:-60}
 command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz
-for crate in proto vhost-blk; do
+for crate in proto vhost-blk nbd; do
     for target in "$crate"/fuzz/fuzz_targets/*.rs; do
         name=$(basename "$target" .rs)
         echo "fuzz $crate: $name for $seconds s"

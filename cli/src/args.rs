@@ -9,6 +9,7 @@ use crate::dev::DevCommand;
 use crate::error::{CliError, ErrorKind};
 use crate::export::ExportArgs;
 use crate::image::ImageCommand;
+use crate::nbd::NbdCommand;
 use crate::snapshot::{CloneArgs, RollbackArgs, SnapshotCommand};
 use crate::tls::TlsCommand;
 use crate::vhost::VhostBlkArgs;
@@ -91,6 +92,9 @@ pub(crate) enum Command {
         ogee vhost-blk golden@v1 --socket /run/ogee/v1.sock --read-only\n\n\
         It prints `ready` and what QEMU and libvirt need. SIGTERM and SIGINT end it: requests in flight are answered first.")]
     VhostBlk(VhostBlkArgs),
+    /// Serve volumes and snapshots over NBD, for bare hosts, backup tools and anything else that speaks it
+    #[command(subcommand)]
+    Nbd(NbdCommand),
     /// Put load on volumes and report rates, latencies and what they cost
     #[command(after_help = bench::EXAMPLES)]
     Bench(Box<BenchArgs>),

@@ -9,6 +9,7 @@
 //! | `image/`, `qcow2/`, `sparse.rs` | `image import`; the qcow2 format; holes and zeros |
 //! | `export/`, `checksum.rs`, `copy_out.rs` | `export`, `checksum`; reading a whole volume in order |
 //! | `vhost.rs`, `null_device.rs` | `vhost-blk`; the device of `--null` |
+//! | `nbd.rs` | `nbd` |
 //! | `volume_metrics.rs` | `/metrics` of `vhost-blk` |
 //! | `tls.rs` | `tls`: certificates |
 //! | `bench/` | `bench` |
@@ -34,6 +35,7 @@ mod export;
 mod image;
 mod logging;
 mod names;
+mod nbd;
 mod null_device;
 mod open;
 mod output;
@@ -112,6 +114,7 @@ async fn act_as_client(context: Context, command: Command) -> Result<(), CliErro
         Command::Clone(args) => snapshot::clone_volume(c, args).await,
         Command::Rollback(args) => snapshot::rollback(c, args).await,
         Command::VhostBlk(args) => vhost::run(c, args).await,
+        Command::Nbd(command) => nbd::run(c, command).await,
         Command::Bench(args) => Box::pin(bench::run(c, *args)).await,
         Command::Mds(_) | Command::Chunkserver(_) | Command::Tls(_) => {
             Err(CliError::new(ErrorKind::Failure, "this command talks to no cluster"))

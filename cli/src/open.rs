@@ -21,7 +21,7 @@ pub(crate) async fn open_volume(cluster: &Cluster, name: &VolumeRef, mode: OpenM
         Err(OpenError::Attach { source, .. }) => {
             let error = call_failed(&format!("open {name}"), &source);
             if source.kind == MdsErrorKind::Attached {
-                return Err(error.with_advice("stop that client first, or take the volume from it (vhost-blk --steal)"));
+                return Err(error.with_advice("stop that client first, or take the volume from it (vhost-blk --steal, nbd serve --steal)"));
             }
             Err(error)
         }

@@ -79,6 +79,15 @@ impl ReadData {
     }
 }
 
+/// A run of bytes of one kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// Bytes, not 0.
+    pub len: u64,
+    /// Whether it is known to have no space of its own and to read as zeros; else nothing is known.
+    pub is_hole: bool,
+}
+
 /// Why an IO failed, as far as a front end can act on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IoErrorKind {
@@ -104,7 +113,7 @@ pub enum IoErrorKind {
 pub struct IoError {
     /// What a caller can act on.
     pub kind: IoErrorKind,
-    /// `read`, `write`, `flush`, `discard` or `write zeroes`.
+    /// `read`, `write`, `flush`, `discard`, `write zeroes` or `extents`.
     pub verb: &'static str,
     /// Byte of the volume.
     pub offset: u64,
@@ -154,6 +163,15 @@ pub trait BlockDevice: Clone + Send + Sync + 'static {
     /// # Errors
     /// As [`BlockDevice::write`].
     fn write_zeroes(&self, offset: u64, len: u64) -> impl Future<Output = Result<(), IoError>> + Send;
+
+    /// What is known of the allocation of a range: extents from `offset` on, at least one, together at most `len` bytes.
+    /// They may cover less than asked for. A device that knows nothing says that there is data everywhere.
+    ///
+    /// # Errors
+    /// As [`BlockDevice::read`].
+    fn extents(&self, _offset: u64, len: u64) -> impl Future<Output = Result<Vec<Extent>, IoError>> + Send {
+        async move { Ok(vec![Extent { len, is_hole: false }]) }
+    }
 
     /// A watch that carries the size in bytes and changes when the volume is resized.
     fn resized(&self) -> tokio::sync::watch::Receiver<u64>;

@@ -7,7 +7,7 @@
 
 use crate::attachment::Attachment;
 use crate::attempt::{Action, DataPath, Failure, Request};
-use crate::block_device::{IoErrorKind, ReadData, ReadPiece};
+use crate::block_device::{Extent, IoErrorKind, ReadData, ReadPiece};
 use crate::cluster::NoSpacePolicy;
 use crate::gate::WriteTicket;
 use crate::layout::Lookup;
@@ -18,7 +18,7 @@ use futures_util::stream::FuturesUnordered;
 use ogee_common::geometry::{ChunkSpan, chunk_spans, segment_of};
 use ogee_common::id::{ChunkIndex, CopysetId};
 use ogee_common::limits::{
-    CHUNK_BYTES, IO_BYTES_MAX, REQUEST_BYTES_MAX, SECTOR_BYTES, SEGMENT_BYTES, ZERO_BYTES_MAX, ZERO_SPANS_PARALLEL,
+    CHUNK_BYTES, EXTENT_SEGMENTS_MAX, IO_BYTES_MAX, REQUEST_BYTES_MAX, SECTOR_BYTES, SEGMENT_BYTES, ZERO_BYTES_MAX, ZERO_SPANS_PARALLEL,
 };
 use ogee_common::rng;
 use ogee_proto::MdsErrorKind;
@@ -130,6 +130,26 @@ impl DataPath<'_> {
             result = result.and(part);
         }
         result
+    }
+
+    /// Holes and data of a range that was checked, by segment; of at most `EXTENT_SEGMENTS_MAX` segments.
+    pub(crate) async fn extents(&self, offset: u64, len: u64) -> Result<Vec<Extent>, Failure> {
+        let mut extents: Vec<Extent> = Vec::new();
+        let (mut at, end) = (offset, offset + len);
+        for _ in 0..EXTENT_SEGMENTS_MAX {
+            if at >= end {
+                break;
+            }
+            let chunk = ChunkIndex(u32::try_from(at / u64::from(CHUNK_BYTES)).expect("volumes are bounded"));
+            let stop = end.min((u64::from(segment_of(chunk).0) + 1) * SEGMENT_BYTES);
+            let is_hole = self.copyset(chunk, Unplaced::Fine).await?.is_none();
+            match extents.last_mut().filter(|last| last.is_hole == is_hole) {
+                Some(last) => last.len += stop - at,
+                None => extents.push(Extent { len: stop - at, is_hole }),
+            }
+            at = stop;
+        }
+        Ok(extents)
     }
 
     async fn zero_span(&self, ticket: &WriteTicket<'_>, span: ChunkSpan) -> Result<(), Failure> {

@@ -26,7 +26,7 @@ mod volume;
 mod watch;
 
 pub use attachment::AttachInfo;
-pub use block_device::{BlockDevice, DeviceInfo, IoError, IoErrorKind, ReadData, ReadPiece};
+pub use block_device::{BlockDevice, DeviceInfo, Extent, IoError, IoErrorKind, ReadData, ReadPiece};
 pub use cluster::{Cluster, ClusterConfig, NoSpacePolicy, Timing};
 pub use mds_client::{MdsCallError, MdsClient};
 pub use memory::{MemoryCounters, MemoryDevice};

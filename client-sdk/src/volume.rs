@@ -7,7 +7,7 @@
 
 use crate::attachment::{AttachInfo, Attachment};
 use crate::attempt::{DataPath, Failure};
-use crate::block_device::{BlockDevice, DeviceInfo, IoError, IoErrorKind, ReadData};
+use crate::block_device::{BlockDevice, DeviceInfo, Extent, IoError, IoErrorKind, ReadData};
 use crate::cluster::Cluster;
 use crate::gate::Gate;
 use crate::io::{LEN_MAX, check_range};
@@ -220,6 +220,17 @@ impl Volume {
         self.timed(verb, offset, len, io).await
     }
 
+    /// Runs an IO under the policy's time.
+    async fn limited<T>(&self, io: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+        match self.at.cluster.config.io_timeout {
+            None => io.await,
+            Some(limit) => match tokio::time::timeout(limit, io).await {
+                Ok(result) => result,
+                Err(_) => Err(IoErrorKind::TimedOut.into()),
+            },
+        }
+    }
+
     /// Runs an IO under the policy's time, counts it, and says in its error what it was.
     async fn timed<T>(
         &self,
@@ -229,14 +240,7 @@ impl Volume {
         io: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, IoError> {
         let timer = self.at.stats.start(verb);
-        let result = match self.at.cluster.config.io_timeout {
-            None => io.await,
-            Some(limit) => match tokio::time::timeout(limit, io).await {
-                Ok(result) => result,
-                Err(_) => Err(IoErrorKind::TimedOut.into()),
-            },
-        };
-        match result {
+        match self.limited(io).await {
             Ok(value) => {
                 timer.done(len);
                 Ok(value)
@@ -291,6 +295,18 @@ impl BlockDevice for Volume {
 
     async fn write_zeroes(&self, offset: u64, len: u64) -> Result<(), IoError> {
         self.zero(Verb::WriteZeroes, offset, len).await
+    }
+
+    /// Segments (1 GiB) without a placement are holes; of the others nothing is known. Asks the MDS at most, and counts
+    /// in no statistics.
+    async fn extents(&self, offset: u64, len: u64) -> Result<Vec<Extent>, IoError> {
+        let io = async {
+            check_range(offset, len, self.size(), u64::MAX)?;
+            let _ticket = self.at.gate.enter_read()?;
+            self.path().extents(offset, len).await
+        };
+        let failed = |Failure { kind, source }| IoError { kind, verb: "extents", offset, len, source };
+        self.limited(io).await.map_err(failed)
     }
 
     fn resized(&self) -> watch::Receiver<u64> {

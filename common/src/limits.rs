@@ -100,6 +100,46 @@ pub const VHOST_STOP_DRAIN: Duration = Duration::from_secs(5);
 
 const _: () = assert!(VHOST_QUEUE_BYTES_MAX >= IO_BYTES_MAX as usize);
 
+/// Exports of one NBD server: each costs a handle per thread, and all are named in one answer to LIST.
+pub const NBD_EXPORTS_MAX: usize = 64;
+/// Bytes of an NBD string: export names, contexts, messages (proto.md, "Conventions").
+pub const NBD_STRING_BYTES_MAX: usize = 4096;
+/// Bytes of one option of an NBD handshake: a name and more queries than there are contexts. A longer one ends the connection.
+pub const NBD_OPTION_BYTES_MAX: u32 = 64 << 10;
+/// Options of one NBD handshake; clients need about ten.
+pub const NBD_OPTIONS_MAX: u32 = 1024;
+/// An NBD handshake must be over within this time, so that a silent client does not hold a connection.
+pub const NBD_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Payload bytes of one NBD request or of the data of one reply: what proto.md, "Size constraints", wants at least (32 MiB).
+pub const NBD_PAYLOAD_BYTES_MAX: u32 = 32 << 20;
+/// Requests of one NBD connection that are not answered; more stay in the socket. Above the kernel's 128 tags, so that
+/// no request of a well-behaved client waits in the socket.
+pub const NBD_CONNECTION_REQUESTS_MAX: usize = 256;
+/// Payload bytes of one NBD connection in requests and unsent replies before further requests stay in the socket.
+pub const NBD_CONNECTION_BYTES_MAX: usize = 64 << 20;
+/// Bytes that one read from an NBD connection asks for, unless a payload needs more.
+pub const NBD_READ_BYTES: usize = 64 << 10;
+/// Connections of one NBD server unless configured.
+pub const NBD_CONNECTIONS_DEFAULT: usize = 64;
+/// Connections of one NBD server: with [`NBD_CONNECTION_BYTES_MAX`] this bounds its memory.
+pub const NBD_CONNECTIONS_MAX: usize = 1024;
+/// Threads of one NBD server.
+pub const NBD_THREADS_MAX: usize = 64;
+/// Bytes that one NBD cache request reads; the rest of its range is not read ahead.
+pub const NBD_CACHE_BYTES_MAX: u64 = 32 << 20;
+/// Writes of real zeros that one NBD request with NO_HOLE has under way; each is [`REQUEST_BYTES_MAX`].
+pub const NBD_ZERO_WRITES_PARALLEL: usize = 8;
+/// A stopping NBD server waits this long for requests in flight, then leaves them unanswered.
+pub const NBD_STOP_DRAIN: Duration = Duration::from_secs(10);
+/// After its last reply a stopping NBD server waits this long for the client to close, so that the reply is not lost.
+pub const NBD_LINGER: Duration = Duration::from_secs(1);
+/// Pause after a failed accept (no descriptors left) of an NBD server.
+pub const NBD_ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+const _: () = assert!(NBD_PAYLOAD_BYTES_MAX <= IO_BYTES_MAX);
+const _: () = assert!(NBD_CONNECTION_BYTES_MAX >= 2 * NBD_PAYLOAD_BYTES_MAX as usize);
+const _: () = assert!(NBD_OPTION_BYTES_MAX as usize >= 4 * NBD_STRING_BYTES_MAX);
+
 /// Bytes of one Raft command: a write of [`REQUEST_BYTES_MAX`] with its head, or a metadata batch of 4 MiB.
 pub const RAFT_COMMAND_BYTES_MAX: usize = 4 << 20;
 /// Entry payload bytes of one AppendEntries frame; 512 KiB of the frame remain for headers.
@@ -145,6 +185,8 @@ pub const STATUS_TIMEOUT: Duration = Duration::from_millis(500);
 pub const LAYOUT_PREFETCH_SEGMENTS: u32 = 64;
 /// A read-only client of a live volume believes for this long that a segment has no placement.
 pub const LIVE_LAYOUT_TTL: Duration = Duration::from_secs(1);
+/// Segments whose allocation one call of the SDK says: 4 TiB, at most 64 questions to the MDS.
+pub const EXTENT_SEGMENTS_MAX: usize = 4096;
 /// Chunks that one discard or write-zeroes of the SDK works on at once.
 pub const ZERO_SPANS_PARALLEL: usize = 32;
 /// Times that a request is sent again because data and checksums did not match, before it fails.

@@ -1,1 +1,39 @@
-//! NBD server for hosts without vhost-user. Not there yet: see docs/NEXT.md (issue 6).
+//! An NBD server: `BlockDevice`s of the client SDK as exports, over UNIX sockets and TCP.
+//!
+//! Called by the CLI's `nbd serve`. It knows NBD, but no chunk, copyset or Raft. Where to read:
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `server.rs`, `listen.rs`, `stream.rs` | threads, sockets, stop |
+//! | `connection.rs` | one connection: handshake, transmission, close |
+//! | `handshake.rs`, `option.rs` | the handshake without IO (drawing; fuzzed) |
+//! | `transmission.rs` | requests in, work in flight, replies out |
+//! | `request.rs` | requests decoded and checked (fuzzed) |
+//! | `execute.rs` | one request against the device |
+//! | `write_order.rs` | why a repeated write never lands after a newer one |
+//! | `reply.rs` | replies encoded, sent without copies |
+//! | `wire.rs` | the protocol's numbers |
+//!
+//! Invariants across them: a client's bytes never make the server panic, wait for ever or allocate without bound; an
+//! error of one connection ends that connection, an error of one request that request; a write is answered after it is
+//! durable and visible to every connection, so FLUSH, FUA and CAN_MULTI_CONN hold. Deliberately absent: TLS, the old
+//! style handshake, ranges not aligned to 512 bytes, contexts other than `base:allocation`.
+
+mod connection;
+mod execute;
+mod handshake;
+mod listen;
+mod option;
+mod reply;
+mod request;
+mod server;
+mod stream;
+mod transmission;
+pub mod wire;
+mod write_order;
+
+pub use handshake::{Agreement, ExportInfo, Framing, Handshake, HandshakeError, Progress};
+pub use listen::{ListenError, ListenOn};
+pub use reply::{Outcome, Replies, ReplyTo};
+pub use request::{Command, Refusal, RequestError, RequestHead, check};
+pub use server::{Export, NbdConfig, NbdServer, ServeError};

@@ -1,11 +1,12 @@
 //! Wire messages of Ogee: the binary data protocol ([`data`]), its connections ([`link`]) and the gRPC control plane
-//! ([`mds`]). Used by the client SDK and the servers. Invariants: everything decoded from a socket is checked before it
+//! ([`mds`]); also the [`unix_socket`] of front ends. Used by the client SDK and the servers. Invariants: everything decoded from a socket is checked before it
 //! is used, no length is trusted for an allocation before it was compared with a limit, and no decoder panics. Absent:
 //! any decision about what to do with a message.
 
 pub mod data;
 pub mod link;
 pub mod net;
+pub mod unix_socket;
 
 /// The gRPC messages, client and server of the MDS (`protos/mds.proto`).
 #[allow(missing_docs, clippy::all, unreachable_pub, clippy::unwrap_used, clippy::too_many_lines)]

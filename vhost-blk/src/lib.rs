@@ -12,7 +12,7 @@
 //! | `guest_buffer.rs` | the copies from and to guest memory |
 //! | `execute.rs` | one request against the device |
 //! | `config_space.rs` | features and configuration space |
-//! | `socket.rs`, `stats.rs`, `hypervisor.rs` | listening socket, counters, QEMU and libvirt settings |
+//! | `stats.rs`, `hypervisor.rs` | counters, QEMU and libvirt settings |
 //!
 //! Invariants across them: a guest's bytes never make the daemon panic, wait forever or allocate without bound; a failed
 //! IO is a status for one request and never ends a queue; a request is answered after the device completed it, never
@@ -27,7 +27,6 @@ mod queue_loop;
 mod queue_phase;
 mod request;
 mod server;
-mod socket;
 mod stats;
 
 pub use guest_buffer::{ReplyArea, Segment, Segments};
@@ -36,5 +35,5 @@ pub use request::{ByteRange, ID_BYTES, Operation, Parsed, Refusal, Request, Stat
 pub use server::{
     NUM_QUEUES_DEFAULT, QUEUE_SIZE_DEFAULT, ServeError, StopHandle, VhostBlkConfig, VhostBlkServer, serve,
 };
-pub use socket::{SOCKET_PATH_BYTES_MAX, SocketError};
+pub use ogee_proto::unix_socket::{SOCKET_PATH_BYTES_MAX, SocketError};
 pub use stats::{KindCounts, RequestKind, VhostBlkStats};

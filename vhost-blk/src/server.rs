@@ -6,10 +6,10 @@
 //! a stop closes the connection only after requests in flight are answered or `drain_timeout` is over.
 
 use crate::backend::Backend;
-use crate::socket::{BoundSocket, SocketError};
 use crate::stats::VhostBlkStats;
 use ogee_client::BlockDevice;
 use ogee_common::limits::{VHOST_QUEUE_SIZE_MAX, VHOST_QUEUES_MAX, VHOST_STOP_DRAIN};
+use ogee_proto::unix_socket::{BoundSocket, SocketError};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixListener;

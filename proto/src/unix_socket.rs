@@ -1,6 +1,6 @@
-//! The listening UNIX socket: made with care for what is at its path already, removed at the end.
+//! A listening UNIX socket: made with care for what is at its path already, removed at the end.
 //!
-//! Called by the server. Invariants: only a socket that nobody listens on is replaced, never a file and never a live
+//! Used by the servers of front ends (vhost-blk, nbd). Invariants: only a socket that nobody listens on is replaced, never a file and never a live
 //! socket; at the end only the socket that was made here is removed, not one that somebody put in its place.
 
 use std::fs::{self, Metadata, Permissions};
@@ -56,7 +56,7 @@ pub enum SocketError {
 
 /// A listening socket that removes its path when dropped.
 #[derive(Debug)]
-pub(crate) struct BoundSocket {
+pub struct BoundSocket {
     path: PathBuf,
     device: u64,
     inode: u64,
@@ -67,7 +67,7 @@ impl BoundSocket {
     ///
     /// # Errors
     /// See [`SocketError`].
-    pub(crate) fn bind(path: &Path, mode: Option<u32>) -> Result<(Self, UnixListener), SocketError> {
+    pub fn bind(path: &Path, mode: Option<u32>) -> Result<(Self, UnixListener), SocketError> {
         let io_error = |verb| move |source| SocketError::Io { verb, path: path.to_owned(), source };
         let len = path.as_os_str().len();
         if len > SOCKET_PATH_BYTES_MAX {

@@ -1,0 +1,284 @@
+//! `ogee nbd serve`: serves volumes and snapshots over NBD, in the foreground.
+//!
+//! Life: open every volume, listen, say `ready`, serve, and on SIGINT or SIGTERM stop, answer what is in flight, detach
+//! and end with 0. A second signal ends it at once; nothing acknowledged is lost then either. Invariant: whatever was
+//! opened is given back, also when a later step fails.
+
+use crate::connect::Context;
+use crate::error::{CliError, ErrorKind};
+use crate::logging;
+use crate::open::{close_volume, open_volume};
+use crate::signals::StopSignals;
+use clap::{Args, Subcommand};
+use ogee_client::{BlockDevice, Cluster, OpenMode, Volume};
+use ogee_common::limits::NBD_CONNECTIONS_DEFAULT;
+use ogee_common::name::VolumeRef;
+use ogee_common::size::ByteLen;
+use ogee_nbd::{Export, ListenError, ListenOn, NbdConfig, NbdServer, ServeError};
+use ogee_proto::unix_socket::SocketError;
+use serde::Serialize;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+const SERVE_EXAMPLES: &str = "\
+Examples:
+  ogee nbd serve vm1 --socket /run/ogee/nbd.sock
+  ogee nbd serve vm1 golden@v1 --listen 127.0.0.1:10809
+  ogee nbd serve team/db --listen 10.0.0.5:10809 --read-only
+
+An export has the name it has here: nbd://127.0.0.1:10809/golden@v1. With one volume the empty name is that one too.
+Snapshots are read-only, volumes with --read-only. Without --socket and --listen the sockets come from systemd (LISTEN_FDS).
+NBD has no protection of its own here, no TLS: serve on a UNIX socket, on loopback or in a private network.
+
+It prints `ready` and the addresses. SIGTERM and SIGINT end it: requests in flight are answered first.";
+
+/// `ogee nbd`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum NbdCommand {
+    /// Serve volumes and snapshots, in the foreground
+    #[command(after_help = SERVE_EXAMPLES)]
+    Serve(ServeArgs),
+}
+
+/// Arguments of `ogee nbd serve`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ServeArgs {
+    /// What to export
+    #[arg(required = true, value_name = "VOLUME[@SNAPSHOT]", value_parser = VolumeRef::parse)]
+    volumes: Vec<VolumeRef>,
+    /// A UNIX socket to serve; at most 107 bytes
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Permissions of the UNIX socket, octal; by default as the umask has it
+    #[arg(long, value_name = "MODE", value_parser = socket_mode, requires = "socket")]
+    socket_mode: Option<u32>,
+    /// A TCP address to serve, ip:port; port 0 picks a free one
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<SocketAddr>,
+    /// Refuse writes
+    #[arg(long)]
+    read_only: bool,
+    /// Take the volumes from the clients that have them attached
+    #[arg(long, conflicts_with = "read_only")]
+    steal: bool,
+    /// Fail an IO that takes longer, in seconds; by default the client waits for ever
+    #[arg(long, value_name = "SECONDS")]
+    io_timeout: Option<u64>,
+    /// Threads, each with its own connections to the cluster; by default as many as CPUs, at most 4
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+    /// Connections at the same time; more are refused
+    #[arg(long, value_name = "N", default_value_t = NBD_CONNECTIONS_DEFAULT)]
+    connections: usize,
+}
+
+impl ServeArgs {
+    fn places(&self) -> Vec<ListenOn> {
+        let unix = self.socket.clone().map(|path| ListenOn::Unix { path, mode: self.socket_mode });
+        let places: Vec<_> = unix.into_iter().chain(self.listen.map(ListenOn::Tcp)).collect();
+        if places.is_empty() { vec![ListenOn::Inherited] } else { places }
+    }
+
+    fn mode(&self, volume: &VolumeRef) -> OpenMode {
+        if self.read_only || volume.snapshot.is_some() {
+            OpenMode::ReadOnly
+        } else {
+            OpenMode::ReadWrite { steal: self.steal }
+        }
+    }
+}
+
+/// Nine permission bits in octal.
+fn socket_mode(text: &str) -> Result<u32, String> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o777 => Ok(mode),
+        _ => Err("write permissions in octal, for example 660".to_owned()),
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct ReadyExport {
+    name: String,
+    size_bytes: u64,
+    read_only: bool,
+    /// Where clients find it, one for each place.
+    uris: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Ready {
+    ready: bool,
+    socket: Option<PathBuf>,
+    /// TCP addresses with their ports.
+    listen: Vec<SocketAddr>,
+    exports: Vec<ReadyExport>,
+}
+
+impl Ready {
+    fn text(&self) -> String {
+        let line = |export: &ReadyExport| {
+            let (name, size) = (&export.name, ByteLen(export.size_bytes));
+            let mode = if export.read_only { ", read-only" } else { "" };
+            format!("ready: {name} ({size}{mode}) on {}", export.uris.join(" and "))
+        };
+        self.exports.iter().map(line).collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// The URI of an export (NBD's doc/uri.md). Names need no quoting in a path; a socket's path may.
+fn uris(name: &str, socket: Option<&Path>, listen: &[SocketAddr]) -> Vec<String> {
+    let unix = socket.map(|path| {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte);
+        let bytes = std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str()).iter();
+        let quoted = |byte: &u8| if plain(*byte) { char::from(*byte).to_string() } else { format!("%{byte:02X}") };
+        format!("nbd+unix:///{name}?socket={}", bytes.map(quoted).collect::<String>())
+    });
+    let tcp = listen.iter().map(|addr| format!("nbd://{addr}/{name}"));
+    unix.into_iter().chain(tcp).collect()
+}
+
+/// Carries out `ogee nbd`.
+///
+/// # Errors
+/// A volume cannot be opened or not be given back, or a socket not served.
+pub(crate) async fn run(context: &Context, command: NbdCommand) -> Result<(), CliError> {
+    let NbdCommand::Serve(args) = command;
+    let names: Vec<String> = args.volumes.iter().map(ToString::to_string).collect();
+    let doing = format!("serve {} over NBD", names.join(", "));
+    serve(context, &args).await.map_err(|e| e.within(doing))
+}
+
+async fn serve(context: &Context, args: &ServeArgs) -> Result<(), CliError> {
+    let mut signals = StopSignals::listen()?;
+    let cluster = context.cluster(args.io_timeout.map(Duration::from_secs))?;
+    let mut volumes = vec![];
+    let served = match open_all(&cluster, args, &mut volumes).await {
+        Ok(()) => serve_open(context, args, &volumes, &mut signals).await,
+        Err(error) => Err(error),
+    };
+    let closed = tokio::select! {
+        closed = close_all(&volumes) => closed,
+        () = signals.wait() => Err(CliError::new(ErrorKind::Failure, "second signal: the volumes stay attached")),
+    };
+    served?;
+    closed
+}
+
+async fn open_all(cluster: &Cluster, args: &ServeArgs, volumes: &mut Vec<Volume>) -> Result<(), CliError> {
+    for (i, name) in args.volumes.iter().enumerate() {
+        // Opened again, a volume would be taken from ourselves.
+        if args.volumes[..i].contains(name) {
+            return Err(CliError::new(ErrorKind::Usage, format!("{name} is named twice")));
+        }
+    }
+    for name in &args.volumes {
+        volumes.push(open_volume(cluster, name, args.mode(name)).await?);
+    }
+    Ok(())
+}
+
+/// Gives back all, whatever happens to each; the first error counts.
+async fn close_all(volumes: &[Volume]) -> Result<(), CliError> {
+    let mut result = Ok(());
+    for volume in volumes {
+        result = result.and(close_volume(volume).await);
+    }
+    result
+}
+
+async fn serve_open(
+    context: &Context, args: &ServeArgs, volumes: &[Volume], signals: &mut StopSignals,
+) -> Result<(), CliError> {
+    let mut config = NbdConfig::new(args.places());
+    config.connections_max = args.connections;
+    config.threads = args.threads.unwrap_or(config.threads);
+    let export = |volume: &Volume| Export {
+        name: volume.attach_info().name.to_string(),
+        description: format!("Ogee {} {}", volume.attach_info().name, volume.info().serial),
+        device: volume.clone(),
+    };
+    let server = NbdServer::bind(volumes.iter().map(export).collect(), config).map_err(serve_failed)?;
+    say_ready(context, args, volumes, &server.tcp_addrs())?;
+    // From here on a person reads the log; before, an error is one line.
+    logging::start_for_daemon();
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let running = server.run(async {
+        // An error: nobody waits for the server any more.
+        let _ = stopped.await;
+    });
+    let mut running = std::pin::pin!(running);
+    tokio::select! {
+        ended = &mut running => return ended.map_err(serve_failed),
+        () = signals.wait() => {}
+    }
+    let _ = stop.send(());
+    tokio::select! {
+        ended = &mut running => ended.map_err(serve_failed),
+        () = signals.wait() => {
+            Err(CliError::new(ErrorKind::Failure, "second signal: requests in flight are left unanswered"))
+        }
+    }
+}
+
+fn say_ready(
+    context: &Context, args: &ServeArgs, volumes: &[Volume], listen: &[SocketAddr],
+) -> Result<(), CliError> {
+    // A client finds the socket from its own working directory.
+    let socket = args.socket.as_ref().map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone()));
+    let export = |volume: &Volume| {
+        let (name, info) = (volume.attach_info().name.to_string(), volume.info());
+        let uris = uris(&name, socket.as_deref(), listen);
+        ReadyExport { name, size_bytes: info.size_bytes, read_only: info.read_only, uris }
+    };
+    let exports = volumes.iter().map(export).collect();
+    let ready = Ready { ready: true, socket: socket.clone(), listen: listen.to_vec(), exports };
+    context.out.result(&ready, Ready::text)
+}
+
+fn serve_failed(error: ServeError) -> CliError {
+    let kind = match &error {
+        ServeError::ExportCount { .. }
+        | ServeError::ExportTwice { .. }
+        | ServeError::ExportName { .. }
+        | ServeError::Threads { .. }
+        | ServeError::Connections { .. }
+        | ServeError::Listen(
+            ListenError::NothingInherited
+            | ListenError::NotAListener { .. }
+            | ListenError::Socket(SocketError::PathTooLong { .. } | SocketError::NotASocket { .. }),
+        ) => ErrorKind::Usage,
+        ServeError::Listen(ListenError::Socket(SocketError::NoDirectory { .. })) => ErrorKind::NotFound,
+        ServeError::Listen(ListenError::Socket(SocketError::InUse { .. })) => ErrorKind::Conflict,
+        ServeError::Listen(ListenError::Tcp { source, .. }) if source.kind() == std::io::ErrorKind::AddrInUse => {
+            ErrorKind::Conflict
+        }
+        ServeError::Listen(_) | ServeError::Thread(_) | ServeError::NotDrained { .. } => ErrorKind::Failure,
+    };
+    let advice = "give --socket PATH or --listen ADDR, or start from a systemd socket unit";
+    let is_nowhere = matches!(error, ServeError::Listen(ListenError::NothingInherited));
+    let error = CliError::caused(kind, "NBD server", error);
+    if is_nowhere { CliError::new(kind, format!("{}; {advice}", error.chain())) } else { error }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uris_are_what_clients_take() {
+        let listen = ["127.0.0.1:10809".parse().unwrap(), "[::1]:1".parse().unwrap()];
+        assert_eq!(
+            uris("team/db@v1", Some(Path::new("/run/o&gee/s")), &listen),
+            ["nbd+unix:///team/db@v1?socket=/run/o%26gee/s", "nbd://127.0.0.1:10809/team/db@v1", "nbd://[::1]:1/team/db@v1"]
+        );
+    }
+
+    #[test]
+    fn modes_are_octal() {
+        assert_eq!(socket_mode("660"), Ok(0o660));
+        for bad in ["8", "rw", "1777", ""] {
+            assert!(socket_mode(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! One connection: the handshake, then `transmission.rs`, then a close that loses no reply.
+//!
+//! A task of one worker thread of the server. Invariants: whatever happens here ends this connection alone, with one
+//! line in the log that says why; the handshake has a time limit; a reply to an option is sent before the next option
+//! is looked at, so that output is bounded by one answer.
+
+use crate::execute::OpenExport;
+use crate::handshake::{Agreement, ExportInfo, Handshake, HandshakeError, Progress};
+use crate::request::RequestError;
+use crate::stream::Stream;
+use crate::transmission::Transmission;
+use bytes::BytesMut;
+use ogee_client::BlockDevice;
+use ogee_common::limits::NBD_LINGER;
+use std::io;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::watch;
+
+/// Why a connection ended otherwise than the client or a stop wanted.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConnectionError {
+    /// The handshake broke the protocol.
+    #[error("handshake")]
+    Handshake(#[from] HandshakeError),
+    /// It took too long.
+    #[error("handshake not over within {} s", limit.as_secs())]
+    HandshakeTimeout {
+        /// The limit.
+        limit: Duration,
+    },
+    /// A request broke the protocol.
+    #[error("transmission")]
+    Request(#[from] RequestError),
+    /// The client closed the connection within a message.
+    #[error("the client closed the connection in the middle of a message")]
+    Truncated,
+    /// The socket.
+    #[error("{verb}")]
+    Io {
+        /// What was tried.
+        verb: &'static str,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+}
+
+pub(crate) fn io_error(verb: &'static str) -> impl FnOnce(io::Error) -> ConnectionError {
+    move |source| ConnectionError::Io { verb, source }
+}
+
+/// What the connections of one thread share.
+#[derive(Debug)]
+pub(crate) struct Thread<D> {
+    /// The exports; the index is that of an [`Agreement`].
+    pub(crate) exports: Vec<OpenExport<D>>,
+    /// Name and description of each; size as of the start.
+    pub(crate) infos: Vec<ExportInfo>,
+    pub(crate) handshake_timeout: Duration,
+    /// True when the server stops.
+    pub(crate) stop: watch::Receiver<bool>,
+}
+
+impl<D: BlockDevice> Thread<D> {
+    /// What a client that comes now is told: volumes grow.
+    fn infos_now(&self) -> Vec<ExportInfo> {
+        let sizes = self.exports.iter().map(|export| export.device.info().size_bytes);
+        self.infos.iter().zip(sizes).map(|(info, size_bytes)| ExportInfo { size_bytes, ..info.clone() }).collect()
+    }
+}
+
+/// Serves one client until it, an error or a stop ends the connection.
+pub(crate) async fn serve<D: BlockDevice>(mut stream: Stream, thread: &Thread<D>, peer: &str) {
+    tracing::debug!(target: "controlpath", peer, "NBD client connected");
+    match run(&mut stream, thread, peer).await {
+        Ok(()) => tracing::debug!(target: "controlpath", peer, "NBD client left"),
+        Err(error) => {
+            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+            tracing::warn!(target: "controlpath", peer, "NBD connection closed: {error}{cause}");
+        }
+    }
+    linger(&mut stream).await;
+}
+
+async fn run<D: BlockDevice>(stream: &mut Stream, thread: &Thread<D>, peer: &str) -> Result<(), ConnectionError> {
+    let infos = thread.infos_now();
+    let mut stop = thread.stop.clone();
+    let limit = thread.handshake_timeout;
+    let shaken = tokio::select! {
+        shaken = tokio::time::timeout(limit, shake_hands(stream, &infos)) => {
+            shaken.map_err(|_| ConnectionError::HandshakeTimeout { limit })??
+        }
+        // The sender is gone: the server is, too.
+        _ = stop.wait_for(|stop| *stop) => return Ok(()),
+    };
+    let Some((agreed, input)) = shaken else { return Ok(()) };
+    let name = &infos[agreed.export].name;
+    tracing::info!(target: "controlpath", peer, export = name, framing = ?agreed.framing, "NBD client attached");
+    Transmission::new(stream, agreed, input).run(&thread.exports[agreed.export], stop).await
+}
+
+/// Negotiates; `None` if the client went.
+async fn shake_hands(
+    stream: &mut Stream,
+    infos: &[ExportInfo],
+) -> Result<Option<(Agreement, BytesMut)>, ConnectionError> {
+    let mut handshake = Handshake::default();
+    let (mut input, mut output) = (BytesMut::new(), BytesMut::new());
+    Handshake::greet(&mut output);
+    loop {
+        stream.write_all_buf(&mut output).await.map_err(io_error("send handshake"))?;
+        match handshake.advance(infos, &mut input, &mut output)? {
+            Progress::Replied => {}
+            Progress::NeedBytes(more) => {
+                input.reserve(more);
+                let received = stream.read_buf(&mut input).await.map_err(io_error("receive handshake"))?;
+                if received == 0 {
+                    return if input.is_empty() { Ok(None) } else { Err(ConnectionError::Truncated) };
+                }
+            }
+            Progress::Aborted => {
+                // Some clients close without reading this.
+                let _ = stream.write_all_buf(&mut output).await;
+                return Ok(None);
+            }
+            Progress::Transmission(agreed) => {
+                stream.write_all_buf(&mut output).await.map_err(io_error("send handshake"))?;
+                return Ok(Some((agreed, input)));
+            }
+        }
+    }
+}
+
+/// Says that nothing more will come, and waits a moment for the client to close: a socket that is closed with unread
+/// input is reset, which could take the last replies with it.
+async fn linger(stream: &mut Stream) {
+    let until_closed = async {
+        stream.shutdown().await?;
+        let mut rest = [0; 4096];
+        while stream.read(&mut rest).await? > 0 {}
+        Ok::<(), io::Error>(())
+    };
+    // However this ends, the connection is over.
+    let _ = tokio::time::timeout(NBD_LINGER, until_closed).await;
+}

@@ -1,0 +1,395 @@
+//! The fixed newstyle handshake as a state machine without IO: bytes in, bytes out.
+//!
+//! ```text
+//!            client flags             EXPORT_NAME, GO of a known export
+//!   Flags ─────────────────> Options ───────────────────────────────────> Transmission
+//!     │                       │    ^│
+//!     │ unknown flags         │    └┘ any other option: replied to, refused ones too
+//!     v                       │
+//!   error <───────────────────┤ bad magic, too long, too many, unknown name in EXPORT_NAME
+//!                             └──> Aborted (ABORT)
+//! ```
+//!
+//! Called by `connection.rs` (and by the fuzz target). Invariants: total, whatever the input; one call takes at most one
+//! option, so that the caller sends its reply before it looks at the next; nothing is taken from the input before an
+//! option is complete; a refused option changes nothing but, for SET_META_CONTEXT, the choice (proto.md wants that).
+//! Absent: TLS (STARTTLS is answered as unsupported), the old style.
+
+use crate::option;
+use crate::wire::{
+    self, Fields, INIT_MAGIC, OPTION_HEAD_BYTES, OPTION_MAGIC, OPTION_REPLY_MAGIC, handshake_flag, option_reply,
+};
+use bytes::{Buf, BufMut, BytesMut};
+use ogee_common::limits::{NBD_OPTION_BYTES_MAX, NBD_OPTIONS_MAX, NBD_STRING_BYTES_MAX};
+
+/// What a client may know of an export.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExportInfo {
+    /// The name by which clients ask for it; at most `NBD_STRING_BYTES_MAX`.
+    pub name: String,
+    /// A line for people.
+    pub description: String,
+    /// Size in bytes, a multiple of 512.
+    pub size_bytes: u64,
+    /// Whether writes are refused.
+    pub read_only: bool,
+}
+
+/// Form of requests and replies after the handshake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Framing {
+    /// 32-bit requests, simple replies.
+    Simple,
+    /// 32-bit requests, structured replies where they say more.
+    Structured,
+    /// 64-bit requests, extended replies.
+    Extended,
+}
+
+/// What was agreed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Agreement {
+    /// Index of the export.
+    pub export: usize,
+    /// Form of requests and replies.
+    pub framing: Framing,
+    /// Whether `base:allocation` was chosen for this export.
+    pub allocation: bool,
+    /// The size that the client was told, bytes.
+    pub size_bytes: u64,
+    /// Whether the client was told that it may not write.
+    pub read_only: bool,
+}
+
+/// What came of one call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// Nothing can be done before there are so many more bytes.
+    NeedBytes(usize),
+    /// Something was done: send the output and call again.
+    Replied,
+    /// Send the output; what is left of the input are requests.
+    Transmission(Agreement),
+    /// Send the output and close: the client wants to end.
+    Aborted,
+}
+
+/// Why the connection must be closed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum HandshakeError {
+    /// Flags that the server did not offer.
+    #[error("client flags {flags:#x} were not offered")]
+    ClientFlags {
+        /// As sent.
+        flags: u32,
+    },
+    /// An option does not begin with its magic: the stream is out of step or not NBD.
+    #[error("an option begins with {magic:#018x}, not with IHAVEOPT")]
+    Magic {
+        /// As sent.
+        magic: u64,
+    },
+    /// Longer than `NBD_OPTION_BYTES_MAX`.
+    #[error("option {option} has {len} bytes of data, at most {NBD_OPTION_BYTES_MAX} are taken")]
+    OptionTooLong {
+        /// The option.
+        option: u32,
+        /// As sent.
+        len: u32,
+    },
+    /// More than `NBD_OPTIONS_MAX`.
+    #[error("more than {NBD_OPTIONS_MAX} options")]
+    TooManyOptions,
+    /// EXPORT_NAME cannot be refused in another way.
+    #[error("EXPORT_NAME asks for {name:?}, which is not exported")]
+    UnknownExport {
+        /// As sent, cut.
+        name: String,
+    },
+    /// EXPORT_NAME may not follow EXTENDED_HEADERS.
+    #[error("EXPORT_NAME after EXTENDED_HEADERS")]
+    ExportNameAfterExtended,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Flags,
+    Options,
+}
+
+/// The server's side of one handshake.
+#[derive(Debug, Clone)]
+pub struct Handshake {
+    state: State,
+    no_zeroes: bool,
+    framing: Framing,
+    /// The export for which `base:allocation` was chosen.
+    allocation_of: Option<usize>,
+    options: u32,
+}
+
+impl Default for Handshake {
+    fn default() -> Self {
+        Self { state: State::Flags, no_zeroes: false, framing: Framing::Simple, allocation_of: None, options: 0 }
+    }
+}
+
+impl Handshake {
+    /// The server speaks first.
+    pub fn greet(out: &mut BytesMut) {
+        out.put_u64(INIT_MAGIC);
+        out.put_u64(OPTION_MAGIC);
+        out.put_u16(handshake_flag::FIXED_NEWSTYLE | handshake_flag::NO_ZEROES);
+    }
+
+    /// Takes at most one message from the input and appends the answer to `out`.
+    ///
+    /// # Errors
+    /// [`HandshakeError`]: close the connection, after sending nothing more.
+    pub fn advance(
+        &mut self,
+        exports: &[ExportInfo],
+        input: &mut BytesMut,
+        out: &mut BytesMut,
+    ) -> Result<Progress, HandshakeError> {
+        match self.state {
+            State::Flags => self.client_flags(input),
+            State::Options => self.option(exports, input, out),
+        }
+    }
+
+    fn client_flags(&mut self, input: &mut BytesMut) -> Result<Progress, HandshakeError> {
+        let Some(flags) = Fields(input).u32() else { return Ok(Progress::NeedBytes(4 - input.len())) };
+        let known = u32::from(handshake_flag::FIXED_NEWSTYLE | handshake_flag::NO_ZEROES);
+        if flags & !known != 0 {
+            return Err(HandshakeError::ClientFlags { flags });
+        }
+        input.advance(4);
+        self.no_zeroes = flags & u32::from(handshake_flag::NO_ZEROES) != 0;
+        self.state = State::Options;
+        Ok(Progress::Replied)
+    }
+
+    fn option(
+        &mut self,
+        exports: &[ExportInfo],
+        input: &mut BytesMut,
+        out: &mut BytesMut,
+    ) -> Result<Progress, HandshakeError> {
+        let mut head = Fields(input);
+        let (Some(magic), Some(code), Some(len)) = (head.u64(), head.u32(), head.u32()) else {
+            return Ok(Progress::NeedBytes(OPTION_HEAD_BYTES - input.len()));
+        };
+        if magic != OPTION_MAGIC {
+            return Err(HandshakeError::Magic { magic });
+        }
+        if len > NBD_OPTION_BYTES_MAX {
+            return Err(HandshakeError::OptionTooLong { option: code, len });
+        }
+        let total = OPTION_HEAD_BYTES + len as usize;
+        if input.len() < total {
+            return Ok(Progress::NeedBytes(total - input.len()));
+        }
+        self.options += 1;
+        if self.options > NBD_OPTIONS_MAX {
+            return Err(HandshakeError::TooManyOptions);
+        }
+        let message = input.split_to(total);
+        self.answer(exports, code, &message[OPTION_HEAD_BYTES..], out)
+    }
+
+    fn answer(
+        &mut self,
+        exports: &[ExportInfo],
+        code: u32,
+        data: &[u8],
+        out: &mut BytesMut,
+    ) -> Result<Progress, HandshakeError> {
+        let mut reply = Replies { option: code, out };
+        let has_data = !data.is_empty();
+        match code {
+            wire::option::EXPORT_NAME => return self.export_name(exports, data, out),
+            wire::option::ABORT => {
+                reply.ack();
+                return Ok(Progress::Aborted);
+            }
+            wire::option::INFO | wire::option::GO => {
+                let agreed = self.info(exports, data, &mut reply);
+                if let (Some(export), wire::option::GO) = (agreed, code) {
+                    return Ok(Progress::Transmission(self.agreement(exports, export)));
+                }
+            }
+            wire::option::LIST | wire::option::STARTTLS if has_data => reply.invalid("this option takes no data"),
+            wire::option::STRUCTURED_REPLY | wire::option::EXTENDED_HEADERS if has_data => {
+                reply.invalid("this option takes no data");
+            }
+            wire::option::LIST => {
+                exports.iter().for_each(|export| reply.server(export));
+                reply.ack();
+            }
+            wire::option::STARTTLS => reply.error(option_reply::ERR_UNSUP, "this server has no TLS"),
+            wire::option::STRUCTURED_REPLY if self.framing == Framing::Extended => {
+                reply.error(option_reply::ERR_EXT_HEADER_REQD, "extended headers are agreed on already");
+            }
+            wire::option::STRUCTURED_REPLY => {
+                self.framing = Framing::Structured;
+                reply.ack();
+            }
+            wire::option::EXTENDED_HEADERS if self.framing == Framing::Extended => {
+                reply.invalid("extended headers are agreed on already");
+            }
+            wire::option::EXTENDED_HEADERS => {
+                self.framing = Framing::Extended;
+                reply.ack();
+            }
+            wire::option::LIST_META_CONTEXT => self.list_contexts(exports, data, &mut reply),
+            wire::option::SET_META_CONTEXT => self.set_contexts(exports, data, &mut reply),
+            _ => reply.error(option_reply::ERR_UNSUP, "this option is not known here"),
+        }
+        Ok(Progress::Replied)
+    }
+
+    fn export_name(
+        &self,
+        exports: &[ExportInfo],
+        data: &[u8],
+        out: &mut BytesMut,
+    ) -> Result<Progress, HandshakeError> {
+        if self.framing == Framing::Extended {
+            return Err(HandshakeError::ExportNameAfterExtended);
+        }
+        let name = String::from_utf8_lossy(&data[..data.len().min(NBD_STRING_BYTES_MAX)]);
+        let found = std::str::from_utf8(data).ok().and_then(|name| find(exports, name));
+        let export = found.ok_or_else(|| HandshakeError::UnknownExport { name: name.into_owned() })?;
+        out.put_u64(exports[export].size_bytes);
+        out.put_u16(option::transmission_flags(&exports[export], self.framing));
+        if !self.no_zeroes {
+            out.put_bytes(0, 124);
+        }
+        Ok(Progress::Transmission(self.agreement(exports, export)))
+    }
+
+    fn agreement(&self, exports: &[ExportInfo], export: usize) -> Agreement {
+        Agreement {
+            export,
+            framing: self.framing,
+            allocation: self.allocation_of == Some(export),
+            size_bytes: exports[export].size_bytes,
+            read_only: exports[export].read_only,
+        }
+    }
+
+    /// Answers INFO and GO; the export, if that is not an error.
+    fn info(&self, exports: &[ExportInfo], data: &[u8], reply: &mut Replies<'_>) -> Option<usize> {
+        let Some(wanted) = option::InfoRequest::parse(data) else {
+            reply.invalid("name and list of information requests do not fit the option's length");
+            return None;
+        };
+        let Some(export) = find(exports, wanted.name) else {
+            reply.error(option_reply::ERR_UNKNOWN, "there is no export of this name");
+            return None;
+        };
+        for payload in option::export_infos(&exports[export], self.framing, &wanted) {
+            reply.send(option_reply::INFO, &payload);
+        }
+        reply.ack();
+        Some(export)
+    }
+
+    fn list_contexts(&self, exports: &[ExportInfo], data: &[u8], reply: &mut Replies<'_>) {
+        let Some((export, queries)) = self.context_request(exports, data, reply) else { return };
+        let _ = export;
+        let wanted = |q: &&str| **q == *wire::BASE_ALLOCATION || **q == *"base:";
+        if queries.is_empty() || queries.iter().any(wanted) {
+            reply.context(0);
+        }
+        reply.ack();
+    }
+
+    fn set_contexts(&mut self, exports: &[ExportInfo], data: &[u8], reply: &mut Replies<'_>) {
+        self.allocation_of = None;
+        let Some((export, queries)) = self.context_request(exports, data, reply) else { return };
+        if queries.contains(&wire::BASE_ALLOCATION) {
+            self.allocation_of = Some(export);
+            reply.context(wire::BASE_ALLOCATION_ID);
+        }
+        reply.ack();
+    }
+
+    /// Export and queries of a metadata option; nothing if an error was sent.
+    fn context_request<'a>(
+        &self,
+        exports: &[ExportInfo],
+        data: &'a [u8],
+        reply: &mut Replies<'_>,
+    ) -> Option<(usize, Vec<&'a str>)> {
+        if self.framing == Framing::Simple {
+            reply.invalid("contexts need structured replies or extended headers");
+            return None;
+        }
+        let Some((name, queries)) = option::parse_context_queries(data) else {
+            reply.invalid("name and queries do not fit the option's length");
+            return None;
+        };
+        if queries.iter().any(|query| !query.contains(':')) {
+            reply.invalid("a query has no namespace");
+            return None;
+        }
+        let Some(export) = find(exports, name) else {
+            reply.error(option_reply::ERR_UNKNOWN, "there is no export of this name");
+            return None;
+        };
+        Some((export, queries))
+    }
+}
+
+/// The export of a name. The empty name is the default export, if there is only one.
+fn find(exports: &[ExportInfo], name: &str) -> Option<usize> {
+    if name.is_empty() && exports.len() == 1 {
+        return Some(0);
+    }
+    exports.iter().position(|export| export.name == name)
+}
+
+/// Writes replies to one option.
+struct Replies<'a> {
+    option: u32,
+    out: &'a mut BytesMut,
+}
+
+impl Replies<'_> {
+    fn send(&mut self, kind: u32, data: &[u8]) {
+        self.out.put_u64(OPTION_REPLY_MAGIC);
+        self.out.put_u32(self.option);
+        self.out.put_u32(kind);
+        self.out.put_u32(u32::try_from(data.len()).expect("replies are a few strings"));
+        self.out.put_slice(data);
+    }
+
+    fn ack(&mut self) {
+        self.send(option_reply::ACK, &[]);
+    }
+
+    fn error(&mut self, kind: u32, message: &str) {
+        self.send(kind, message.as_bytes());
+    }
+
+    fn invalid(&mut self, message: &str) {
+        self.error(option_reply::ERR_INVALID, message);
+    }
+
+    fn server(&mut self, export: &ExportInfo) {
+        let mut data = Vec::with_capacity(4 + export.name.len() + export.description.len());
+        data.put_u32(u32::try_from(export.name.len()).expect("names are bounded"));
+        data.put_slice(export.name.as_bytes());
+        data.put_slice(export.description.as_bytes());
+        self.send(option_reply::SERVER, &data);
+    }
+
+    fn context(&mut self, id: u32) {
+        let mut data = Vec::with_capacity(4 + wire::BASE_ALLOCATION.len());
+        data.put_u32(id);
+        data.put_slice(wire::BASE_ALLOCATION.as_bytes());
+        self.send(option_reply::META_CONTEXT, &data);
+    }
+}

@@ -1,0 +1,425 @@
+//! The server over real sockets and a device in memory: one client of our own that speaks all three framings.
+
+#![allow(clippy::unwrap_used, reason = "test code")]
+
+use bytes::{BufMut, Bytes, BytesMut};
+use ogee_client::{BlockDevice, DeviceInfo, IoError, MemoryDevice, ReadData};
+use ogee_nbd::{Export, ListenError, ListenOn, NbdConfig, NbdServer, ServeError};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::task::JoinHandle;
+
+const SIZE: usize = 4 << 20;
+
+/// A device whose writes of sector 8 wait until the gate is opened, and that counts how many run at once.
+#[derive(Debug, Clone)]
+struct Gated {
+    inner: MemoryDevice,
+    gate: Arc<Semaphore>,
+    waiting: Arc<AtomicUsize>,
+}
+
+impl Gated {
+    fn new(inner: MemoryDevice) -> Self {
+        Self { inner, gate: Arc::new(Semaphore::new(0)), waiting: Arc::default() }
+    }
+
+    async fn until_waiting(&self, count: usize) {
+        while self.waiting.load(Ordering::SeqCst) < count {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+impl BlockDevice for Gated {
+    fn info(&self) -> DeviceInfo {
+        self.inner.info()
+    }
+    fn for_thread(&self) -> Self {
+        self.clone()
+    }
+    async fn read(&self, offset: u64, len: u32) -> Result<ReadData, IoError> {
+        self.inner.read(offset, len).await
+    }
+    async fn write(&self, offset: u64, data: Bytes) -> Result<(), IoError> {
+        if offset == 4096 {
+            self.waiting.fetch_add(1, Ordering::SeqCst);
+            self.gate.acquire().await.expect("never closed").forget();
+        }
+        self.inner.write(offset, data).await
+    }
+    async fn flush(&self) -> Result<(), IoError> {
+        self.inner.flush().await
+    }
+    async fn discard(&self, offset: u64, len: u64) -> Result<(), IoError> {
+        self.inner.discard(offset, len).await
+    }
+    async fn write_zeroes(&self, offset: u64, len: u64) -> Result<(), IoError> {
+        self.inner.write_zeroes(offset, len).await
+    }
+    fn resized(&self) -> watch::Receiver<u64> {
+        self.inner.resized()
+    }
+}
+
+struct Running {
+    socket: PathBuf,
+    _dir: tempfile::TempDir,
+    stop: oneshot::Sender<()>,
+    server: JoinHandle<Result<(), ServeError>>,
+}
+
+fn start<D: BlockDevice>(devices: Vec<(&str, D)>, change: impl FnOnce(&mut NbdConfig)) -> Running {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("s");
+    let export = |(name, device): (&str, D)| Export { name: name.to_owned(), description: String::new(), device };
+    let mut config = NbdConfig::new(vec![ListenOn::Unix { path: socket.clone(), mode: Some(0o600) }]);
+    config.threads = 2;
+    change(&mut config);
+    let server = NbdServer::bind(devices.into_iter().map(export).collect(), config).unwrap();
+    let (stop, stopped) = oneshot::channel();
+    let server = tokio::spawn(server.run(async {
+        let _ = stopped.await;
+    }));
+    Running { socket, _dir: dir, stop, server }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Simple,
+    Structured,
+    Extended,
+}
+
+struct Client {
+    stream: UnixStream,
+    form: Form,
+}
+
+const READ: u16 = 0;
+const WRITE: u16 = 1;
+const DISC: u16 = 2;
+const FLUSH: u16 = 3;
+const TRIM: u16 = 4;
+const CACHE: u16 = 5;
+const ZEROES: u16 = 6;
+const STATUS: u16 = 7;
+
+impl Client {
+    async fn connect(running: &Running, name: &str, form: Form) -> Self {
+        let mut stream = UnixStream::connect(&running.socket).await.unwrap();
+        let mut greeting = [0; 18];
+        stream.read_exact(&mut greeting).await.unwrap();
+        stream.write_u32(3).await.unwrap();
+        let mut client = Self { stream, form };
+        if form != Form::Simple {
+            client.option(if form == Form::Extended { 11 } else { 8 }, &[]).await;
+            let mut data = BytesMut::new();
+            data.put_u32(u32::try_from(name.len()).unwrap());
+            data.put_slice(name.as_bytes());
+            data.put_u32(1);
+            data.put_u32(15);
+            data.put_slice(b"base:allocation");
+            client.option(10, &data).await;
+        }
+        let mut data = BytesMut::new();
+        data.put_u32(u32::try_from(name.len()).unwrap());
+        data.put_slice(name.as_bytes());
+        data.put_u16(0);
+        client.option(7, &data).await;
+        client
+    }
+
+    /// Sends an option and reads its replies up to the acknowledgement.
+    async fn option(&mut self, code: u32, data: &[u8]) {
+        let mut out = BytesMut::from(&b"IHAVEOPT"[..]);
+        out.put_u32(code);
+        out.put_u32(u32::try_from(data.len()).unwrap());
+        out.put_slice(data);
+        self.stream.write_all(&out).await.unwrap();
+        loop {
+            let mut head = [0; 20];
+            self.stream.read_exact(&mut head).await.unwrap();
+            let word = |at: usize| u32::from_be_bytes(head[at..at + 4].try_into().unwrap());
+            let mut body = vec![0; word(16) as usize];
+            self.stream.read_exact(&mut body).await.unwrap();
+            assert!(word(12) < 1 << 31, "option {code} refused with {:#x}", word(12));
+            if word(12) == 1 {
+                return;
+            }
+        }
+    }
+
+    async fn send(&mut self, cookie: u64, kind: u16, flags: u16, (offset, len): (u64, u64), payload: &[u8]) {
+        let mut out = BytesMut::new();
+        let extended = self.form == Form::Extended;
+        out.put_u32(if extended { 0x21e4_1c71 } else { 0x2560_9513 });
+        out.put_u16(if extended && kind == WRITE { flags | 0x20 } else { flags });
+        out.put_u16(kind);
+        out.put_u64(cookie);
+        out.put_u64(offset);
+        if extended {
+            out.put_u64(len);
+        } else {
+            out.put_u32(u32::try_from(len).unwrap());
+        }
+        out.put_slice(payload);
+        self.stream.write_all(&out).await.unwrap();
+    }
+
+    /// One whole reply: cookie, errno, body. `read_len`: bytes that a simple reply to a read carries.
+    async fn reply(&mut self, read_len: usize) -> (u64, u32, Vec<u8>) {
+        let mut body = vec![];
+        loop {
+            match self.stream.read_u32().await.unwrap() {
+                0x6744_6698 => {
+                    let errno = self.stream.read_u32().await.unwrap();
+                    let cookie = self.stream.read_u64().await.unwrap();
+                    body.resize(if errno == 0 { read_len } else { 0 }, 0);
+                    self.stream.read_exact(&mut body).await.unwrap();
+                    return (cookie, errno, body);
+                }
+                magic => {
+                    let extended = magic == 0x6e8a_278c;
+                    assert_eq!(extended, self.form == Form::Extended);
+                    let flags = self.stream.read_u16().await.unwrap();
+                    let kind = self.stream.read_u16().await.unwrap();
+                    let cookie = self.stream.read_u64().await.unwrap();
+                    if extended {
+                        self.stream.read_u64().await.unwrap();
+                    }
+                    let len = if extended {
+                        self.stream.read_u64().await.unwrap()
+                    } else {
+                        u64::from(self.stream.read_u32().await.unwrap())
+                    };
+                    let mut chunk = vec![0; usize::try_from(len).unwrap()];
+                    self.stream.read_exact(&mut chunk).await.unwrap();
+                    match kind {
+                        0 => {}
+                        1 => body.extend_from_slice(&chunk[8..]),
+                        2 => body.resize(body.len() + u32::from_be_bytes(chunk[8..12].try_into().unwrap()) as usize, 0),
+                        5 | 6 => body = chunk,
+                        0x8001 => return (cookie, u32::from_be_bytes(chunk[..4].try_into().unwrap()), vec![]),
+                        other => panic!("chunk of type {other}"),
+                    }
+                    if flags & 1 == 1 {
+                        return (cookie, 0, body);
+                    }
+                }
+            }
+        }
+    }
+
+    async fn ask(&mut self, kind: u16, flags: u16, offset: u64, len: u64, payload: &[u8]) -> (u32, Vec<u8>) {
+        self.send(0x77, kind, flags, (offset, len), payload).await;
+        let read_len = if kind == READ { usize::try_from(len).unwrap() } else { 0 };
+        let (cookie, errno, body) = self.reply(read_len).await;
+        assert_eq!(cookie, 0x77);
+        (errno, body)
+    }
+
+    /// Whether the server closes the connection.
+    async fn closes(mut self) -> bool {
+        let mut byte = [0];
+        matches!(self.stream.read(&mut byte).await, Ok(0) | Err(_))
+    }
+}
+
+impl Running {
+    async fn end(self) {
+        self.stop.send(()).unwrap();
+        self.server.await.unwrap().unwrap();
+        assert!(!self.socket.exists(), "the socket is removed");
+    }
+}
+
+#[tokio::test]
+async fn every_command_in_every_framing() {
+    for form in [Form::Simple, Form::Structured, Form::Extended] {
+        let device = MemoryDevice::new(SIZE);
+        let running = start(vec![("disk", device.clone())], |_| {});
+        let mut client = Client::connect(&running, "disk", form).await;
+        let data: Vec<u8> = (0..1 << 20).map(|i: u32| (i % 251) as u8).collect();
+        assert_eq!(client.ask(WRITE, 1, 512, 1 << 20, &data).await.0, 0);
+        assert_eq!(client.ask(READ, 0, 512, 1 << 20, &[]).await, (0, data.clone()), "{form:?}");
+        assert_eq!(device.read(512, 1 << 20).await.unwrap().to_vec(), data);
+        assert_eq!(client.ask(TRIM, 1, 512, 4096, &[]).await.0, 0);
+        assert_eq!(client.ask(ZEROES, 0, 8192, 4096, &[]).await.0, 0);
+        assert_eq!(client.ask(ZEROES, 2, 16384, 4096, &[]).await.0, 0);
+        for (offset, len) in [(512, 4096), (8192, 4096), (16384, 4096)] {
+            assert_eq!(client.ask(READ, 0, offset, len, &[]).await.1, vec![0; 4096]);
+        }
+        assert_eq!(client.ask(FLUSH, 0, 0, 0, &[]).await.0, 0);
+        assert_eq!(client.ask(CACHE, 0, 0, SIZE as u64, &[]).await.0, 0);
+        let counters = device.counters();
+        let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        assert_eq!((count(&counters.writes), count(&counters.flushes)), (2, 1));
+        assert_eq!((count(&counters.discards), count(&counters.write_zeroes)), (1, 1));
+        let status = client.ask(STATUS, 0, 0, SIZE as u64, &[]).await;
+        match form {
+            Form::Simple => assert_eq!(status.0, 22),
+            Form::Structured => assert_eq!(status.1, [&[0, 0, 0, 1, 0, 0x40, 0, 0][..], &[0; 4]].concat()),
+            Form::Extended => assert_eq!(status.1, [&[0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0x40, 0, 0][..], &[0; 8]].concat()),
+        }
+        // Refused, and the connection goes on.
+        assert_eq!(client.ask(READ, 0, SIZE as u64, 512, &[]).await.0, 22);
+        assert_eq!(client.ask(WRITE, 0, SIZE as u64, 512, &[1; 512]).await.0, 28);
+        assert_eq!(client.ask(99, 0, 0, 512, &[]).await.0, 22);
+        assert_eq!(client.ask(READ, 0, 0, 512, &[]).await.0, 0);
+        client.send(1, DISC, 0, (0, 0), &[]).await;
+        assert!(client.closes().await);
+        running.end().await;
+    }
+}
+
+#[tokio::test]
+async fn read_only_exports_refuse_and_others_are_apart() {
+    let locked = MemoryDevice::with_data(vec![9; SIZE], true);
+    let running = start(vec![("a", MemoryDevice::new(SIZE)), ("b", locked)], |_| {});
+    let mut a = Client::connect(&running, "a", Form::Structured).await;
+    let mut b = Client::connect(&running, "b", Form::Structured).await;
+    for (kind, payload) in [(WRITE, &[1; 512][..]), (TRIM, &[]), (ZEROES, &[])] {
+        assert_eq!(a.ask(kind, 0, 0, 512, payload).await.0, 0);
+        assert_eq!(b.ask(kind, 0, 0, 512, payload).await.0, 1, "EPERM");
+    }
+    assert_eq!(b.ask(READ, 0, 0, 512, &[]).await.1, vec![9; 512]);
+    assert_eq!(a.ask(READ, 0, 0, 512, &[]).await.1, vec![0; 512]);
+    running.end().await;
+}
+
+#[tokio::test]
+async fn requests_run_concurrently_and_are_answered_as_they_end() {
+    let device = Gated::new(MemoryDevice::new(SIZE));
+    let running = start(vec![("disk", device.clone())], |_| {});
+    let mut client = Client::connect(&running, "disk", Form::Simple).await;
+    client.send(1, WRITE, 0, (4096, 512), &[5; 512]).await;
+    device.until_waiting(1).await;
+    for cookie in 2..200 {
+        client.send(cookie, WRITE, 0, (8192 + cookie * 512, 512), &[6; 512]).await;
+    }
+    let mut cookies: Vec<u64> = vec![];
+    for _ in 2..200 {
+        cookies.push(client.reply(0).await.0);
+    }
+    cookies.sort_unstable();
+    assert_eq!(cookies, (2..200).collect::<Vec<_>>(), "all but the one that waits");
+    device.gate.add_permits(1);
+    assert_eq!(client.reply(0).await, (1, 0, vec![]));
+    running.end().await;
+}
+
+#[tokio::test]
+async fn a_repeated_write_waits_for_the_first_one_even_when_its_client_is_gone() {
+    let device = Gated::new(MemoryDevice::new(SIZE));
+    let running = start(vec![("disk", device.clone())], |_| {});
+    let mut first = Client::connect(&running, "disk", Form::Simple).await;
+    first.send(1, WRITE, 0, (4096, 512), &[1; 512]).await;
+    device.until_waiting(1).await;
+    drop(first);
+    let mut second = Client::connect(&running, "disk", Form::Simple).await;
+    second.send(2, WRITE, 0, (4096, 512), &[1; 512]).await;
+    second.send(3, WRITE, 0, (0, 512), &[3; 512]).await;
+    assert_eq!(second.reply(0).await.0, 3, "the other sector does not wait");
+    assert_eq!(device.waiting.load(Ordering::SeqCst), 1, "the repeated write has not begun");
+    device.gate.add_permits(2);
+    assert_eq!(second.reply(0).await, (2, 0, vec![]));
+    device.gate.add_permits(1);
+    assert_eq!(second.ask(WRITE, 0, 4096, 512, &[4; 512]).await.0, 0);
+    assert_eq!(device.inner.read(4096, 512).await.unwrap().to_vec(), vec![4; 512]);
+    running.end().await;
+}
+
+#[tokio::test]
+async fn a_stop_answers_what_was_taken() {
+    let device = Gated::new(MemoryDevice::new(SIZE));
+    let running = start(vec![("disk", device.clone())], |_| {});
+    let mut client = Client::connect(&running, "disk", Form::Simple).await;
+    client.send(1, WRITE, 0, (4096, 512), &[5; 512]).await;
+    device.until_waiting(1).await;
+    running.stop.send(()).unwrap();
+    while UnixStream::connect(&running.socket).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+    device.gate.add_permits(1);
+    assert_eq!(client.reply(0).await, (1, 0, vec![]));
+    assert!(client.closes().await);
+    running.server.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_stop_has_an_end() {
+    let device = Gated::new(MemoryDevice::new(SIZE));
+    let running = start(vec![("disk", device.clone())], |c| c.drain_timeout = Duration::from_millis(50));
+    let mut client = Client::connect(&running, "disk", Form::Simple).await;
+    client.send(1, WRITE, 0, (4096, 512), &[5; 512]).await;
+    device.until_waiting(1).await;
+    running.stop.send(()).unwrap();
+    let ended = running.server.await.unwrap();
+    assert!(matches!(ended, Err(ServeError::NotDrained { connections: 1, .. })), "{ended:?}");
+}
+
+#[tokio::test]
+async fn broken_clients_end_alone() {
+    let running = start(vec![("disk", MemoryDevice::new(SIZE))], |c| c.handshake_timeout = Duration::from_millis(200));
+    let mut good = Client::connect(&running, "disk", Form::Structured).await;
+    // Silent: ended by the handshake's limit.
+    let silent = UnixStream::connect(&running.socket).await.unwrap();
+    let mut greeted = Client { stream: silent, form: Form::Simple };
+    greeted.stream.read_exact(&mut [0; 18]).await.unwrap();
+    assert!(greeted.closes().await);
+    // Wrong magic, a payload that is too long, half a message.
+    let mut wrong = Client::connect(&running, "disk", Form::Simple).await;
+    wrong.stream.write_all(&[0xee; 64]).await.unwrap();
+    assert!(wrong.closes().await);
+    let mut long = Client::connect(&running, "disk", Form::Simple).await;
+    long.send(1, WRITE, 0, (0, 1 << 31), &[]).await;
+    assert!(long.closes().await);
+    let mut half = Client::connect(&running, "disk", Form::Simple).await;
+    half.send(1, WRITE, 0, (0, 512), &[1; 100]).await;
+    drop(half);
+    assert_eq!(good.ask(READ, 0, 0, 512, &[]).await, (0, vec![0; 512]));
+    running.end().await;
+}
+
+#[tokio::test]
+async fn connections_are_bounded() {
+    let running = start(vec![("disk", MemoryDevice::new(SIZE))], |c| c.connections_max = 1);
+    let mut good = Client::connect(&running, "disk", Form::Simple).await;
+    let refused = UnixStream::connect(&running.socket).await.unwrap();
+    assert!(Client { stream: refused, form: Form::Simple }.closes().await);
+    good.send(1, DISC, 0, (0, 0), &[]).await;
+    assert!(good.closes().await);
+    // The place is free as soon as the first has ended.
+    loop {
+        let mut again = UnixStream::connect(&running.socket).await.unwrap();
+        if again.read_exact(&mut [0; 18]).await.is_ok() {
+            break;
+        }
+    }
+    running.end().await;
+}
+
+#[tokio::test]
+async fn bad_configurations_are_named() {
+    let device = || Export { name: "x".to_owned(), description: String::new(), device: MemoryDevice::new(SIZE) };
+    let bind = |exports, config| NbdServer::<MemoryDevice>::bind(exports, config).map(drop);
+    let tcp = || NbdConfig::new(vec![ListenOn::Tcp("127.0.0.1:0".parse().unwrap())]);
+    assert!(matches!(bind(vec![], tcp()), Err(ServeError::ExportCount { count: 0 })));
+    assert!(matches!(bind(vec![device(), device()], tcp()), Err(ServeError::ExportTwice { .. })));
+    let long = Export { name: "x".repeat(4097), ..device() };
+    assert!(matches!(bind(vec![long], tcp()), Err(ServeError::ExportName { len: 4097 })));
+    assert!(matches!(bind(vec![device()], NbdConfig { threads: 0, ..tcp() }), Err(ServeError::Threads { .. })));
+    let none = NbdConfig { connections_max: 0, ..tcp() };
+    assert!(matches!(bind(vec![device()], none), Err(ServeError::Connections { .. })));
+    let inherited = bind(vec![device()], NbdConfig::new(vec![ListenOn::Inherited]));
+    assert!(matches!(inherited, Err(ServeError::Listen(ListenError::NothingInherited))), "{inherited:?}");
+    let taken = NbdServer::bind(vec![device()], tcp()).unwrap();
+    let again = NbdConfig::new(vec![ListenOn::Tcp(taken.tcp_addrs()[0])]);
+    assert!(matches!(bind(vec![device()], again), Err(ServeError::Listen(ListenError::Tcp { .. }))));
+}
