@@ -16,9 +16,12 @@ use serde::Serialize;
 /// The commands of `ogee snapshot`.
 #[derive(Debug, Clone, Subcommand)]
 pub(crate) enum SnapshotCommand {
-    /// Take an exact snapshot, also of a volume that is being written
-    #[command(after_help = "Example:\n  ogee snapshot create tenant-a/web/disk0@before-upgrade")]
-    Create(SnapshotArgs),
+    /// Take an exact snapshot, also of a volume that is being written; of several volumes as one cut
+    #[command(after_help = "Examples:\n  ogee snapshot create tenant-a/web/disk0@before-upgrade\n  \
+        ogee snapshot create tenant-a/db/data@nightly tenant-a/db/log@nightly\n\n\
+        Several snapshots are made all or none, and are one moment: none of them has a write that was made after\n\
+        another's was acknowledged without having that other one too.")]
+    Create(SnapshotCreateArgs),
     /// List the snapshots of a volume
     #[command(after_help = "Example:\n  ogee snapshot ls tenant-a/web/disk0")]
     Ls(SnapshotLsArgs),
@@ -33,6 +36,14 @@ pub(crate) struct SnapshotArgs {
     /// The snapshot
     #[arg(value_name = "VOLUME@SNAPSHOT", value_parser = names::snapshot)]
     snapshot: SnapshotRef,
+}
+
+/// Arguments of `snapshot create`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct SnapshotCreateArgs {
+    /// The snapshot; several, of different volumes, are taken as one cut
+    #[arg(value_name = "VOLUME@SNAPSHOT", value_parser = names::snapshot, required = true)]
+    snapshots: Vec<SnapshotRef>,
 }
 
 /// Arguments of `snapshot ls`.
@@ -82,6 +93,15 @@ struct SnapshotView {
     clones: u32,
     /// How exactness was got: `held`, `detached` or `bypassed`.
     hold: String,
+    /// Snapshots with the same number were taken as one cut.
+    group: Option<u64>,
+}
+
+/// Snapshots of one cut as programs see them.
+#[derive(Debug, Serialize)]
+struct GroupView {
+    group: u64,
+    snapshots: Vec<SnapshotView>,
 }
 
 impl From<m::Snapshot> for SnapshotView {
@@ -97,6 +117,7 @@ impl From<m::Snapshot> for SnapshotView {
             ready: s.ready,
             clones: s.children,
             hold: s.hold,
+            group: Some(s.group).filter(|g| *g != 0),
         }
     }
 }
@@ -116,14 +137,25 @@ struct Timed<T> {
 pub(crate) async fn run(context: &Context, command: SnapshotCommand) -> Result<(), CliError> {
     let (mds, out) = (context.connected_mds().await?, context.out);
     match command {
-        SnapshotCommand::Create(SnapshotArgs { snapshot }) => {
-            let request = m::CreateSnapshotRequest { path: snapshot.volume.to_string(), name: snapshot.name.clone() };
-            let start = clock::now();
-            let reply = mds.create_snapshot(request).await;
-            let reply = reply.map_err(|e| call_failed(&format!("create snapshot {snapshot}"), &e))?;
-            let timed = Timed { result: SnapshotView::from(reply), elapsed_ms: elapsed_ms(start) };
-            out.result(&timed, |t| format!("created {snapshot} in {:.1} ms ({})", t.elapsed_ms, t.result.hold))
-        }
+        SnapshotCommand::Create(SnapshotCreateArgs { snapshots }) => match &snapshots[..] {
+            [snapshot] => {
+                let start = clock::now();
+                let reply = mds.create_snapshot(request_of(snapshot)).await;
+                let reply = reply.map_err(|e| call_failed(&format!("create snapshot {snapshot}"), &e))?;
+                let timed = Timed { result: SnapshotView::from(reply), elapsed_ms: elapsed_ms(start) };
+                out.result(&timed, |t| format!("created {snapshot} in {:.1} ms ({})", t.elapsed_ms, t.result.hold))
+            }
+            several => {
+                let request = m::CreateSnapshotGroupRequest { members: several.iter().map(request_of).collect() };
+                let start = clock::now();
+                let reply = mds.create_snapshot_group(request).await;
+                let reply = reply.map_err(|e| call_failed(&format!("create snapshots {}", joined(several)), &e))?;
+                let snapshots = reply.snapshots.into_iter().map(SnapshotView::from).collect();
+                let result = GroupView { group: reply.group, snapshots };
+                let timed = Timed { result, elapsed_ms: elapsed_ms(start) };
+                out.result(&timed, |t| created(several, t))
+            }
+        },
         SnapshotCommand::Ls(SnapshotLsArgs { volume }) => {
             let reply = mds.list_snapshots(m::ListSnapshotsRequest { path: volume.to_string() }).await;
             let reply = reply.map_err(|e| call_failed(&format!("list snapshots of {volume}"), &e))?;
@@ -140,6 +172,26 @@ pub(crate) async fn run(context: &Context, command: SnapshotCommand) -> Result<(
             out.result(&timed, |_| format!("deleted {snapshot}"))
         }
     }
+}
+
+fn request_of(snapshot: &SnapshotRef) -> m::CreateSnapshotRequest {
+    m::CreateSnapshotRequest { path: snapshot.volume.to_string(), name: snapshot.name.clone() }
+}
+
+/// The first few names.
+fn joined(snapshots: &[SnapshotRef]) -> String {
+    const SHOWN: usize = 4;
+    let names: Vec<String> = snapshots.iter().take(SHOWN).map(ToString::to_string).collect();
+    let dots = if snapshots.len() > SHOWN { ", ..." } else { "" };
+    format!("{}{dots}", names.join(", "))
+}
+
+/// One line per snapshot, and one about the cut.
+fn created(snapshots: &[SnapshotRef], timed: &Timed<GroupView>) -> String {
+    let GroupView { group, snapshots: made } = &timed.result;
+    let line = |(name, made): (&SnapshotRef, &SnapshotView)| format!("created {name} ({})\n", made.hold);
+    let lines: String = snapshots.iter().zip(made).map(line).collect();
+    format!("{lines}{} as one cut, group {group}, in {:.1} ms", counted(made.len(), "snapshot"), timed.elapsed_ms)
 }
 
 /// Carries out `ogee clone`.
@@ -187,7 +239,7 @@ pub(crate) async fn rollback(context: &Context, args: RollbackArgs) -> Result<()
 }
 
 fn listing(snapshots: &[SnapshotView]) -> String {
-    let mut table = Table::new(&["NAME", "SIZE", "CLONES", "STATE", "CREATED"]);
+    let mut table = Table::new(&["NAME", "SIZE", "CLONES", "STATE", "GROUP", "CREATED"]);
     for s in snapshots {
         let state = if s.ready { "ready" } else { "sealing" };
         table.row([
@@ -195,6 +247,7 @@ fn listing(snapshots: &[SnapshotView]) -> String {
             ByteLen(s.size_bytes).to_string(),
             s.clones.to_string(),
             state.to_owned(),
+            s.group.map_or_else(|| "-".to_owned(), |group| group.to_string()),
             date(s.created_unix_ms),
         ]);
     }

@@ -74,6 +74,7 @@ slow_rpcs! {
     create_volume_raw create_volume(m::CreateVolumeRequest) -> m::Volume;
     delete_volume_raw delete_volume(m::DeleteVolumeRequest) -> m::Empty;
     rename_volume_raw rename_volume(m::RenameVolumeRequest) -> m::Volume;
+    create_snapshot_group_raw create_snapshot_group(m::CreateSnapshotGroupRequest) -> m::SnapshotGroup;
     create_snapshot_raw create_snapshot(m::CreateSnapshotRequest) -> m::Snapshot;
     delete_snapshot_raw delete_snapshot(m::DeleteSnapshotRequest) -> m::Empty;
     clone_volume_raw clone_volume(m::CloneVolumeRequest) -> m::Volume;
@@ -140,6 +141,41 @@ impl MdsClient {
             }
             other => other,
         }
+    }
+
+    /// Takes snapshots of several volumes as one cut, all or none; may hold the writes of all their clients while the
+    /// slowest of them drains. A cut that has a write has every write that was acknowledged before that one began.
+    ///
+    /// # Errors
+    /// `not-found`, `already-exists`, `invalid-argument` (a volume named twice), `limit`, `in-use` (two or more clients
+    /// do not answer), `unavailable`.
+    pub async fn create_snapshot_group(
+        &self,
+        request: m::CreateSnapshotGroupRequest,
+    ) -> Result<m::SnapshotGroup, MdsCallError> {
+        let members = request.members.clone();
+        match self.create_snapshot_group_raw(request).await {
+            Err(e) if already_done(&e, MdsErrorKind::AlreadyExists) => self.find_group(&members).await?.ok_or(e),
+            other => other,
+        }
+    }
+
+    /// The group of which all these snapshots are, if they are of one.
+    async fn find_group(
+        &self,
+        members: &[m::CreateSnapshotRequest],
+    ) -> Result<Option<m::SnapshotGroup>, MdsCallError> {
+        let mut snapshots: Vec<m::Snapshot> = vec![];
+        for member in members {
+            let list = self.list_snapshots(m::ListSnapshotsRequest { path: member.path.clone() }).await?;
+            match list.snapshots.into_iter().find(|s| s.name == member.name) {
+                Some(snapshot) if snapshot.group != 0 => snapshots.push(snapshot),
+                _ => return Ok(None),
+            }
+        }
+        let group = snapshots.first().map_or(0, |s| s.group);
+        let whole = snapshots.iter().all(|s| s.group == group);
+        Ok(whole.then_some(m::SnapshotGroup { group, snapshots }))
     }
 
     /// Deletes a snapshot that has no children.

@@ -42,6 +42,10 @@ id_type!(
     VolumeSnapshotId, u64, "snap-"
 );
 id_type!(
+    /// Volume snapshots of several volumes that were taken as one cut.
+    SnapshotGroupId, u64, "group-"
+);
+id_type!(
     /// A copyset: one Raft group of chunkservers.
     CopysetId, u32, "copyset-"
 );

@@ -74,6 +74,9 @@ pub const HOLD_TIMEOUT: Duration = Duration::from_secs(2);
 /// time the client asks another node.
 pub const HOLD_RELEASE_AFTER: Duration = Duration::from_secs(5);
 
+/// Volumes of which one group snapshot may be taken: all their clients hold while the slowest of them drains.
+pub const SNAPSHOT_GROUP_VOLUMES_MAX: usize = 64;
+
 const _: () = assert!(CHUNK_BYTES.is_multiple_of(PAGE_BYTES));
 const _: () = assert!(PAGE_BYTES.is_multiple_of(SECTOR_BYTES));
 const _: () = assert!(PAGES_PER_CHUNK.is_multiple_of(PAGES_PER_ROW));

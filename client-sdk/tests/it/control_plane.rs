@@ -6,7 +6,7 @@ use crate::{Fixture, eventually, pattern, within, write};
 use ogee_client::{BlockDevice, Cluster, ClusterConfig, OpenError, OpenMode, Volume};
 use ogee_common::name::VolumeRef;
 use ogee_proto::MdsErrorKind;
-use ogee_proto::mds::{CreateVolumeRequest, DeleteVolumeRequest, StatVolumeRequest};
+use ogee_proto::mds::{CreateSnapshotGroupRequest, CreateSnapshotRequest, CreateVolumeRequest, DeleteVolumeRequest, StatVolumeRequest};
 
 fn create(path: &str) -> CreateVolumeRequest {
     CreateVolumeRequest { path: path.into(), size_bytes: 1 << 20, ..Default::default() }
@@ -58,6 +58,30 @@ async fn lost_replies_do_not_become_errors() {
     let v = f.open().await;
     assert_eq!(v.attach_info().epoch.0, 2, "the second attempt's attach counts");
     write(&v, 0, pattern(1, 512)).await;
+}
+
+#[tokio::test]
+async fn a_group_whose_reply_was_lost_is_recognised_and_only_that_one() {
+    let f = Fixture::new().await;
+    let mds = f.cluster.mds();
+    let member = |path: &str, name: &str| CreateSnapshotRequest { path: path.into(), name: name.into() };
+    let group = |name: &str| CreateSnapshotGroupRequest { members: vec![member("a", name), member("b", name)] };
+    f.mds.inner().lose.insert("create_snapshot_group", 1);
+    let made = mds.create_snapshot_group(group("s")).await.expect("made by the first attempt");
+    assert_eq!(made.snapshots.iter().map(|s| (&s.volume_path[..], &s.name[..])).collect::<Vec<_>>(), [("a", "s"), ("b", "s")]);
+    assert!(made.group != 0 && made.snapshots.iter().all(|s| s.group == made.group));
+    assert_eq!(f.mds.calls("create_snapshot_group"), 2);
+    let again = mds.create_snapshot_group(group("s")).await.expect_err("the names are taken");
+    assert_eq!(again.kind, MdsErrorKind::AlreadyExists);
+    // The reply was lost, but the snapshots that are there are of two groups.
+    f.mds.inner().snapshots[1].group += 100;
+    f.mds.inner().fail.insert("create_snapshot_group", MdsErrorKind::Unavailable);
+    let (mds, fake) = (mds.clone(), f.mds.clone());
+    let request = group("s");
+    let call = tokio::spawn(async move { mds.create_snapshot_group(request).await });
+    eventually("an attempt that failed", || fake.calls("create_snapshot_group") > 3).await;
+    fake.inner().fail.clear();
+    assert_eq!(call.await.expect("task").expect_err("another group's").kind, MdsErrorKind::AlreadyExists);
 }
 
 #[tokio::test]

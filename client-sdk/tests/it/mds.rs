@@ -40,6 +40,7 @@ pub(crate) struct Inner {
     pub(crate) lose: HashMap<&'static str, usize>,
     pub(crate) fail: HashMap<&'static str, MdsErrorKind>,
     pub(crate) acks: Vec<u64>,
+    pub(crate) snapshots: Vec<Snapshot>,
     /// Of each detach, whether it gave writes up.
     pub(crate) detaches: Vec<bool>,
 }
@@ -314,8 +315,23 @@ impl Mds for Node {
     async fn create_snapshot(&self, _: Request<CreateSnapshotRequest>) -> Answer<Snapshot> {
         absent()
     }
-    async fn list_snapshots(&self, _: Request<ListSnapshotsRequest>) -> Answer<ListSnapshotsReply> {
-        absent()
+    async fn create_snapshot_group(&self, r: Request<CreateSnapshotGroupRequest>) -> Answer<SnapshotGroup> {
+        let mut inner = self.enter("create_snapshot_group")?;
+        let members = r.into_inner().members;
+        if members.iter().any(|m| inner.snapshots.iter().any(|s| s.volume_path == m.path && s.name == m.name)) {
+            return Err(refuse(MdsErrorKind::AlreadyExists));
+        }
+        let group = inner.snapshots.len() as u64 + 1;
+        let made = members.into_iter().map(|m| Snapshot { name: m.name, volume_path: m.path, group, ..Default::default() });
+        let snapshots: Vec<Snapshot> = made.collect();
+        inner.snapshots.extend(snapshots.clone());
+        reply(inner, "create_snapshot_group", SnapshotGroup { group, snapshots })
+    }
+    async fn list_snapshots(&self, r: Request<ListSnapshotsRequest>) -> Answer<ListSnapshotsReply> {
+        let inner = self.enter("list_snapshots")?;
+        let path = r.into_inner().path;
+        let snapshots = inner.snapshots.iter().filter(|s| s.volume_path == path).cloned().collect();
+        reply(inner, "list_snapshots", ListSnapshotsReply { snapshots })
     }
     async fn delete_snapshot(&self, _: Request<DeleteSnapshotRequest>) -> Answer<Empty> {
         absent()

@@ -11,7 +11,7 @@ use super::namespace::NewVolume;
 use super::row::{Counter, RequestOrderRow, RequestRow};
 use super::snapshots::NewSnapshot;
 use super::tx::{RowError, Tx};
-use super::{Halt, Step, attach, clones, namespace, snapshots, tasks, topology};
+use super::{Halt, Step, attach, clones, groups, namespace, snapshots, tasks, topology};
 use ogee_common::id::PoolId;
 
 /// Answers kept for repeated requests.
@@ -77,6 +77,9 @@ fn run(tx: &mut Tx<'_>, command: &Command, now_unix_ms: u64) -> Step<Outcome> {
             let (volume, name, expected, hold) = (*volume, name.as_deref(), *expected, *hold);
             snapshots::create(tx, &NewSnapshot { volume, name, expected, hold, now_unix_ms })
         }
+        Command::CreateGroup { parts } => groups::create(tx, parts, now_unix_ms),
+        Command::ConfirmGroup { group } => groups::confirm(tx, *group),
+        Command::DropGroup { group } => groups::drop_group(tx, *group),
         Command::ConfirmSnapshot { snapshot } => snapshots::confirm(tx, *snapshot),
         Command::SealSnapshot { snapshot } => snapshots::seal(tx, *snapshot),
         Command::DeleteSnapshot { path, name } => snapshots::delete(tx, path, name),

@@ -7,8 +7,8 @@
 use super::row::Hold;
 use crate::refusal::Refusal;
 use ogee_common::id::{
-    AttachEpoch, ChunkserverId, CopysetId, LayerId, PoolId, ReplicaId, SegmentIndex, VolumeId, VolumeSeq,
-    VolumeSnapshotId,
+    AttachEpoch, ChunkserverId, CopysetId, LayerId, PoolId, ReplicaId, SegmentIndex, SnapshotGroupId, VolumeId,
+    VolumeSeq, VolumeSnapshotId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -35,6 +35,19 @@ pub(crate) struct Expected {
     pub(crate) seq: VolumeSeq,
     /// The attach that was held or bypassed; `None`: nobody is attached.
     pub(crate) attached: Option<AttachEpoch>,
+}
+
+/// One volume of a group snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct GroupPart {
+    /// The volume.
+    pub(crate) volume: VolumeId,
+    /// The snapshot's name.
+    pub(crate) name: String,
+    /// What the leader saw.
+    pub(crate) expected: Expected,
+    /// What the volume's client did.
+    pub(crate) hold: Hold,
 }
 
 /// A chunkserver that presents itself.
@@ -107,6 +120,12 @@ pub(crate) enum Command {
     CreatePool { name: String, replicas: u32, copysets: Vec<Vec<ChunkserverId>> },
     /// Ends an attach whose client has drained, except for writes that it gave up without knowing their outcome.
     DetachUnclean { volume: VolumeId, epoch: AttachEpoch },
+    /// Makes snapshots of several volumes as one cut, all or none.
+    CreateGroup { parts: Vec<GroupPart> },
+    /// The cut is exact: its snapshots are.
+    ConfirmGroup { group: SnapshotGroupId },
+    /// Nobody knows whether the cut is exact: its snapshots go. What was confirmed stays.
+    DropGroup { group: SnapshotGroupId },
 }
 
 /// What a command did.
@@ -126,6 +145,8 @@ pub(crate) enum Outcome {
     Registered { id: ChunkserverId, cluster: [u8; 16] },
     /// The pool.
     Pool(PoolId),
+    /// The snapshots of the group as they are now.
+    Group { group: SnapshotGroupId, snapshots: Vec<SnapshotInfo> },
 }
 
 /// A volume as callers see it.
@@ -162,6 +183,8 @@ pub(crate) struct SnapshotInfo {
     pub(crate) confirming: bool,
     pub(crate) children: u32,
     pub(crate) hold: Hold,
+    /// What it was taken together with.
+    pub(crate) group: Option<SnapshotGroupId>,
 }
 
 /// What an attach may do, and where.

@@ -5,7 +5,7 @@
 
 use super::command::{SnapshotInfo, VolumeInfo};
 use super::row::{
-    ChildRow, EntryRow, LayerRow, SnapshotNameRow, SnapshotRow, SnapshotState, VolumeRow,
+    ChildRow, EntryRow, GroupedRow, LayerRow, SnapshotNameRow, SnapshotRow, SnapshotState, VolumeRow,
 };
 use super::tx::Tx;
 use super::{Step, namespace};
@@ -49,10 +49,11 @@ pub(crate) fn snapshot(tx: &Tx<'_>, id: VolumeSnapshotId, row: &SnapshotRow) -> 
         confirming: row.state == SnapshotState::Confirming,
         children: row.clones + row.rollbacks,
         hold: row.hold,
+        group: tx.get::<GroupedRow>(&id)?.map(|GroupedRow(group)| group),
     })
 }
 
-/// The visible snapshots of a volume, oldest first.
+/// The visible snapshots of a volume, oldest first; none of a group that is not confirmed, for it may yet go.
 pub(crate) fn snapshots(tx: &Tx<'_>, path: &str) -> Step<Vec<SnapshotInfo>> {
     let (volume, _) = namespace::volume(tx, path)?;
     let mut list = vec![];
@@ -62,6 +63,7 @@ pub(crate) fn snapshots(tx: &Tx<'_>, path: &str) -> Step<Vec<SnapshotInfo>> {
             list.push(snapshot(tx, id, &row)?);
         }
     }
+    list.retain(|s| !(s.confirming && s.group.is_some()));
     list.sort_by_key(|s| s.id);
     Ok(list)
 }

@@ -2,8 +2,8 @@
 //! of the key. Invariants: encoding keeps order and is reversed exactly; a key of the wrong length is refused, never cut.
 
 use ogee_common::id::{
-    AttachEpoch, ChunkserverId, CopysetId, DirectoryId, LayerId, PoolId, ReplicaId, SegmentIndex, VolumeId, VolumeSeq,
-    VolumeSnapshotId,
+    AttachEpoch, ChunkserverId, CopysetId, DirectoryId, LayerId, PoolId, ReplicaId, SegmentIndex, SnapshotGroupId,
+    VolumeId, VolumeSeq, VolumeSnapshotId,
 };
 
 /// A part of a key.
@@ -68,6 +68,7 @@ ids!(
     PoolId,
     ReplicaId,
     SegmentIndex,
+    SnapshotGroupId,
     VolumeId,
     VolumeSeq,
     VolumeSnapshotId

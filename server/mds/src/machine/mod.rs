@@ -9,7 +9,7 @@
 //! | --- | --- |
 //! | `namespace` | folders, names, volumes |
 //! | `layers` | ancestry, placement by reference, collection |
-//! | `snapshots`, `clones` | exactness, parents, rollback |
+//! | `snapshots`, `groups`, `clones` | exactness, cuts through several volumes, parents, rollback |
 //! | `attach` | epochs, segments |
 //! | `tasks` | what copysets must do |
 //! | `topology` | chunkservers, pools, copysets, replica ids |
@@ -19,6 +19,7 @@ pub(crate) mod attach;
 pub(crate) mod clones;
 pub(crate) mod command;
 mod dump;
+pub(crate) mod groups;
 pub(crate) mod info;
 pub(crate) mod key;
 pub(crate) mod layers;

@@ -6,15 +6,17 @@
 
 use super::key::KeyPart;
 use ogee_common::id::{
-    AttachEpoch, ChunkserverId, CopysetId, DirectoryId, LayerId, PoolId, SegmentIndex, VolumeId, VolumeSeq,
-    VolumeSnapshotId,
+    AttachEpoch, ChunkserverId, CopysetId, DirectoryId, LayerId, PoolId, SegmentIndex, SnapshotGroupId, VolumeId,
+    VolumeSeq, VolumeSnapshotId,
 };
 use ogee_disk::meta::Table;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+mod groups;
 mod topology;
 
+pub(crate) use groups::{GroupMember, GroupedRow, SnapshotGroupRow};
 pub(crate) use topology::{
     ChunkserverRow, ChunkserverUuidRow, CopysetRow, HostedRow, PoolNameRow, PoolRow, ReplicaRow,
 };
@@ -65,6 +67,8 @@ tables! {
     HostedRow = 21 "copysets by chunkserver" key (ChunkserverId, CopysetId),
     RequestRow = 22 "requests" key [u8; 16],
     RequestOrderRow = 23 "requests in order" key u64,
+    SnapshotGroupRow = 24 "snapshot groups under way" key SnapshotGroupId,
+    GroupedRow = 25 "groups of snapshots" key VolumeSnapshotId,
 }
 
 /// How far the log is applied. Written in the batch of every entry.
@@ -109,6 +113,8 @@ pub(crate) enum Counter {
     Replica = 9,
     /// Position in the order of deduplicated requests.
     Request = 10,
+    /// [`SnapshotGroupId`].
+    SnapshotGroup = 11,
 }
 
 /// The last id given out.
@@ -249,7 +255,7 @@ pub(crate) enum Hold {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum SnapshotState {
-    /// Committed under a hold; that the hold lasted is not confirmed yet.
+    /// Committed under a hold; that the hold lasted is not confirmed yet. Or of a group that is not confirmed yet.
     Confirming,
     /// This seal task must be done first.
     Sealing(u64),

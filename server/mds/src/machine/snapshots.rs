@@ -16,11 +16,11 @@
 
 use super::command::{Expected, Outcome};
 use super::row::{
-    Counter, Hold, LayerRow, LayerSnapshotRow, SnapshotNameRow, SnapshotRow, SnapshotState, TaskEffect, TaskKind,
+    Counter, GroupedRow, Hold, LayerRow, LayerSnapshotRow, SnapshotNameRow, SnapshotRow, SnapshotState, TaskEffect, TaskKind,
     UnsettledRow, VolumeRow,
 };
 use super::tx::Tx;
-use super::{Step, info, layers, namespace, tasks};
+use super::{Step, groups, info, layers, namespace, tasks};
 use crate::refusal::{Refusal, SNAPSHOTS_PER_VOLUME_MAX};
 use ogee_common::id::{LayerId, VolumeId, VolumeSeq, VolumeSnapshotId};
 
@@ -34,11 +34,40 @@ pub(crate) struct NewSnapshot<'a> {
     pub(crate) now_unix_ms: u64,
 }
 
+/// A snapshot whose row is not written yet.
+pub(crate) struct Begun {
+    pub(crate) id: VolumeSnapshotId,
+    pub(crate) row: SnapshotRow,
+    /// Of the row; to be written after it is settled how exactness is got.
+    pub(crate) layer: LayerRow,
+}
+
 /// Commits a snapshot of a volume's head.
 ///
 /// # Errors
 /// `NotFound`, `AlreadyExists`, `Limit`; `Unavailable` when the volume is not as the leader expected.
 pub(crate) fn create(tx: &mut Tx<'_>, new: &NewSnapshot<'_>) -> Step<Outcome> {
+    let Begun { id, mut row, mut layer } = begin(tx, new)?;
+    if needs_seal(new.hold, &layer) {
+        seal_layer(tx, &mut layer, id, &mut row)?;
+    } else if new.hold == Hold::Held {
+        row.state = SnapshotState::Confirming;
+        layer.confirming += 1;
+    }
+    tx.put(&row.layer, &layer);
+    finish(tx, id, &row)
+}
+
+/// Whether somebody may still send writes with the seq of a snapshot.
+pub(crate) const fn needs_seal(hold: Hold, layer: &LayerRow) -> bool {
+    matches!(hold, Hold::Bypassed) || layer.unclean || layer.seals > 0
+}
+
+/// Checks that the snapshot can be made, gives it its name and raises the layer's seq.
+///
+/// # Errors
+/// As [`create`].
+pub(crate) fn begin(tx: &mut Tx<'_>, new: &NewSnapshot<'_>) -> Step<Begun> {
     let mut volume: VolumeRow = tx.get(&new.volume)?.ok_or(Refusal::VolumeGone)?;
     let mut layer: LayerRow = tx.expect(&volume.layer)?;
     let attached = volume.attached.as_ref().map(|a| a.epoch);
@@ -62,7 +91,7 @@ pub(crate) fn create(tx: &mut Tx<'_>, new: &NewSnapshot<'_>) -> Step<Outcome> {
         volume.snapshots += 1;
         tx.put(&new.volume, &volume);
     }
-    let mut row = SnapshotRow {
+    let row = SnapshotRow {
         volume: new.volume,
         name: name.clone(),
         layer: volume.layer,
@@ -78,18 +107,19 @@ pub(crate) fn create(tx: &mut Tx<'_>, new: &NewSnapshot<'_>) -> Step<Outcome> {
     };
     tx.put(&(new.volume, name), &SnapshotNameRow(id));
     tx.put(&(volume.layer, seq), &LayerSnapshotRow(id));
-    if new.hold == Hold::Bypassed || layer.unclean || layer.seals > 0 {
-        seal_layer(tx, &mut layer, id, &mut row)?;
-    } else if new.hold == Hold::Held {
-        row.state = SnapshotState::Confirming;
-        layer.confirming += 1;
-    }
-    tx.put(&volume.layer, &layer);
-    finish(tx, id, &row)
+    Ok(Begun { id, row, layer })
 }
 
 /// Starts to seal every copyset of the snapshot's layer behind the snapshot.
-fn seal_layer(tx: &mut Tx<'_>, layer: &mut LayerRow, id: VolumeSnapshotId, row: &mut SnapshotRow) -> Step<()> {
+///
+/// # Errors
+/// Those of the rows only.
+pub(crate) fn seal_layer(
+    tx: &mut Tx<'_>,
+    layer: &mut LayerRow,
+    id: VolumeSnapshotId,
+    row: &mut SnapshotRow,
+) -> Step<()> {
     let bound = VolumeSeq(row.seq.0 + 1);
     layer.min_seq = layer.min_seq.max(bound);
     row.hold = Hold::Bypassed;
@@ -121,33 +151,37 @@ pub(crate) fn settle(tx: &mut Tx<'_>, id: VolumeSnapshotId, row: &SnapshotRow) {
     }
 }
 
-fn end_confirming(tx: &mut Tx<'_>, layer: LayerId) -> Step<LayerRow> {
+/// The snapshot of a row does not wait for its confirmation any more.
+///
+/// # Errors
+/// Those of the rows only.
+pub(crate) fn end_confirming(tx: &mut Tx<'_>, layer: LayerId) -> Step<LayerRow> {
     let mut row: LayerRow = tx.expect(&layer)?;
     row.confirming -= 1;
     tx.put(&layer, &row);
     Ok(row)
 }
 
-/// The hold lasted: the snapshot is ready. Repeating it changes nothing.
+/// The hold lasted: the snapshot is ready. Repeating it changes nothing, nor does it concern a group's snapshots.
 ///
 /// # Errors
 /// `NotFound`.
 pub(crate) fn confirm(tx: &mut Tx<'_>, id: VolumeSnapshotId) -> Step<Outcome> {
     let mut row: SnapshotRow = tx.get(&id)?.ok_or(Refusal::SnapshotGone)?;
-    if row.state == SnapshotState::Confirming {
+    if row.state == SnapshotState::Confirming && groups::under_way(tx, id)?.is_none() {
         end_confirming(tx, row.layer)?;
         row.state = SnapshotState::Ready;
     }
     finish(tx, id, &row)
 }
 
-/// The hold may not have lasted: the layer is sealed. Repeating it changes nothing.
+/// The hold may not have lasted: the layer is sealed. Repeating it changes nothing, nor does it concern a group's.
 ///
 /// # Errors
 /// `NotFound`.
 pub(crate) fn seal(tx: &mut Tx<'_>, id: VolumeSnapshotId) -> Step<Outcome> {
     let mut row: SnapshotRow = tx.get(&id)?.ok_or(Refusal::SnapshotGone)?;
-    if row.state == SnapshotState::Confirming {
+    if row.state == SnapshotState::Confirming && groups::under_way(tx, id)?.is_none() {
         let mut layer = end_confirming(tx, row.layer)?;
         seal_layer(tx, &mut layer, id, &mut row)?;
         tx.put(&row.layer, &layer);
@@ -214,6 +248,7 @@ pub(crate) fn remove(tx: &mut Tx<'_>, id: VolumeSnapshotId, row: &SnapshotRow) -
     tx.delete::<SnapshotNameRow>(&(row.volume, row.name.clone()));
     tx.delete::<LayerSnapshotRow>(&(row.layer, row.seq));
     tx.delete::<UnsettledRow>(&id);
+    tx.delete::<GroupedRow>(&id);
     if !row.hidden && let Some(mut volume) = tx.get::<VolumeRow>(&row.volume)? {
         volume.snapshots -= 1;
         tx.put(&row.volume, &volume);
@@ -222,6 +257,11 @@ pub(crate) fn remove(tx: &mut Tx<'_>, id: VolumeSnapshotId, row: &SnapshotRow) -
     layer.snapshots -= 1;
     if row.state == SnapshotState::Confirming {
         layer.confirming -= 1;
+        if row.hold == Hold::Held {
+            // Whether the client heard the new seq is not known. What it writes with the old one after its versions were
+            // merged into newer ones would be hidden by those.
+            seal_layer(tx, &mut layer, id, &mut row.clone())?;
+        }
     }
     tx.put(&row.layer, &layer);
     if !layer.head && layer.snapshots == 0 {

@@ -57,6 +57,7 @@ impl From<SnapshotInfo> for mds::Snapshot {
             ready: s.ready,
             children: s.children,
             hold: hold.to_owned(),
+            group: s.group.map_or(0, |g| g.0),
         }
     }
 }

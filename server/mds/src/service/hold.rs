@@ -25,7 +25,7 @@ use ogee_common::limits::{HOLD_RELEASE_AFTER, HOLD_TIMEOUT};
 use std::time::Duration;
 
 /// How often the volume may change under the operation before it gives up.
-const ATTEMPTS: usize = 4;
+pub(super) const ATTEMPTS: usize = 4;
 /// Kept from [`HOLD_RELEASE_AFTER`] for clocks that run unequally fast.
 const RELEASE_MARGIN: Duration = Duration::from_millis(500);
 
@@ -33,9 +33,16 @@ const _: () = assert!(HOLD_TIMEOUT.as_millis() + RELEASE_MARGIN.as_millis() < HO
 
 /// A client that holds its writes.
 #[derive(Debug, Clone, Copy)]
-struct Held {
-    token: u64,
+pub(super) struct Held {
+    pub(super) token: u64,
     since: Instant,
+}
+
+impl Held {
+    /// Until when the client surely does not let go by itself.
+    pub(super) fn lasts_until(self) -> Instant {
+        self.since + (HOLD_RELEASE_AFTER - RELEASE_MARGIN)
+    }
 }
 
 /// What an answer to a snapshot command says.
@@ -62,6 +69,7 @@ impl Core {
         let mut attempts = ATTEMPTS;
         loop {
             self.lead().await?;
+            self.drop_leftovers(&[volume]).await?;
             let expected = self.read(|tx| {
                 let row: VolumeRow = tx.get(&volume)?.ok_or(Refusal::VolumeGone)?;
                 attach::expected(tx, &row)
@@ -97,7 +105,7 @@ impl Core {
         if !info.confirming {
             return Ok(info);
         }
-        let in_time = held.is_some_and(|h| h.since.elapsed() + RELEASE_MARGIN < HOLD_RELEASE_AFTER);
+        let in_time = held.is_some_and(|h| clock::now() < h.lasts_until());
         let settle = if unbroken && in_time {
             Command::ConfirmSnapshot { snapshot: info.id }
         } else {
@@ -108,7 +116,7 @@ impl Core {
     }
 
     /// Asks the client to hold and waits for its word. `None`: it cannot be reached or does not answer in time.
-    async fn hold_client(&self, volume: VolumeId, epoch: AttachEpoch) -> Option<Held> {
+    pub(super) async fn hold_client(&self, volume: VolumeId, epoch: AttachEpoch) -> Option<Held> {
         if !self.hub.is_alive(volume, epoch) {
             return None;
         }

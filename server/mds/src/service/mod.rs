@@ -7,6 +7,7 @@
 
 pub(crate) mod attach;
 pub(crate) mod convert;
+pub(crate) mod groups;
 pub(crate) mod hold;
 pub(crate) mod names;
 pub(crate) mod ops;

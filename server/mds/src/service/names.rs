@@ -1,8 +1,10 @@
 //! What calls say, checked: paths, names, ids, lengths. Pure. Everything behind this file may rely on it.
 
 use super::status::CallError;
-use ogee_common::limits::{NAME_BYTES_MAX, OWNER_BYTES_MAX};
+use ogee_common::limits::{NAME_BYTES_MAX, OWNER_BYTES_MAX, SNAPSHOT_GROUP_VOLUMES_MAX};
 use ogee_common::name::{NameError, VolumePath, check_name};
+use ogee_proto::mds;
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 /// gRPC metadata by which a client names a request, 32 hex digits, so that a repetition gets the first one's answer.
@@ -44,6 +46,29 @@ pub(crate) fn snapshot(text: &str) -> Result<String, CallError> {
         return Err(CallError::Argument { what: "snapshot name", wanted: "it must not begin with a dot" });
     }
     name("snapshot name", text)
+}
+
+/// The volumes of a group snapshot and the snapshots' names, in the order of the request.
+///
+/// # Errors
+/// `InvalidArgument`, also when there is none or one occurs twice; `Limit`.
+pub(crate) fn group(members: &[mds::CreateSnapshotRequest]) -> Result<Vec<(String, String)>, CallError> {
+    if members.is_empty() {
+        return Err(CallError::Argument { what: "group", wanted: "at least one volume" });
+    }
+    if members.len() > SNAPSHOT_GROUP_VOLUMES_MAX {
+        return Err(CallError::TooMany { what: "volumes", max: SNAPSHOT_GROUP_VOLUMES_MAX });
+    }
+    let mut seen = BTreeSet::new();
+    let mut list = vec![];
+    for member in members {
+        let (path, name) = (path("path", &member.path)?, snapshot(&member.name)?);
+        if !seen.insert(path.clone()) {
+            return Err(CallError::Twice { path });
+        }
+        list.push((path, name));
+    }
+    Ok(list)
 }
 
 /// An owner; may be empty.
@@ -136,6 +161,7 @@ mod tests {
         assert!(path("path", "a//b").is_err());
         assert!(folder("a/../b").is_err());
         assert!(snapshot(".clone-1").is_err());
+        assert!(matches!(group(&[]), Err(CallError::Argument { .. })));
         assert!(owner(&"x".repeat(256)).is_err());
         assert!(description(&"x".repeat(256)).is_err());
         assert!(description("a\nb").is_err());

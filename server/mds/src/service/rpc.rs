@@ -73,6 +73,7 @@ calls! {
         stat_volume(StatVolumeRequest) -> Volume;
         list_volumes(ListVolumesRequest) -> ListVolumesReply;
         create_snapshot(CreateSnapshotRequest) -> Snapshot;
+        create_snapshot_group(CreateSnapshotGroupRequest) -> SnapshotGroup;
         list_snapshots(ListSnapshotsRequest) -> ListSnapshotsReply;
         rollback_volume(RollbackVolumeRequest) -> Volume;
         attach_volume(AttachVolumeRequest) -> AttachGrant;

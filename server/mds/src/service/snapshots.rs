@@ -5,7 +5,7 @@ use super::status::CallError;
 use super::{Core, names, volumes};
 use crate::machine::command::Command;
 use crate::machine::row::{SnapshotRow, SnapshotState, VolumeRow};
-use crate::machine::{info, namespace, snapshots};
+use crate::machine::{groups, info, namespace, snapshots};
 use crate::refusal::Refusal;
 use ogee_common::id::{VolumeId, VolumeSnapshotId};
 use ogee_proto::mds;
@@ -18,14 +18,14 @@ const READY_TIMEOUT: Duration = Duration::from_secs(5);
 type Id = Option<[u8; 16]>;
 
 /// Runs to its end also when the caller goes away.
-async fn detached<T: Send + 'static>(
+pub(super) async fn detached<T: Send + 'static>(
     work: impl Future<Output = Result<T, CallError>> + Send + 'static,
 ) -> Result<T, CallError> {
     tokio::spawn(work).await.unwrap_or(Err(CallError::Ending))
 }
 
 impl Core {
-    fn volume_at(&self, path: &str) -> Result<VolumeId, CallError> {
+    pub(super) fn volume_at(&self, path: &str) -> Result<VolumeId, CallError> {
         self.read(|tx| Ok(namespace::volume(tx, path)?.0))
     }
 
@@ -145,6 +145,8 @@ impl Core {
             let Some(row) = self.read(|tx| Ok(tx.get::<SnapshotRow>(&id)?))? else { continue };
             if row.hidden && row.clones + row.rollbacks == 0 {
                 self.propose(None, Command::ReapSnapshot { snapshot: id }).await?;
+            } else if let Some(group) = self.read(|tx| groups::under_way(tx, id))? {
+                self.propose(None, Command::DropGroup { group }).await?;
             } else if row.state == SnapshotState::Confirming {
                 snapshot(self.propose(None, Command::SealSnapshot { snapshot: id }).await?)?;
             }

@@ -16,7 +16,7 @@ use crate::machine::Halt;
 use crate::machine::command::DecodeError;
 use crate::machine::tx::RowError;
 use crate::placement::PlacementError;
-use crate::refusal::Refusal;
+use crate::refusal::{Refusal, USERS_SHOWN_MAX};
 use ogee_common::name::NameError;
 use ogee_proto::{ERROR_METADATA, LEADER_METADATA, MdsErrorKind};
 use ogee_raft::RaftError;
@@ -41,6 +41,9 @@ pub(crate) enum CallError {
     /// A field is malformed.
     #[error("bad {what}: {wanted}")]
     Argument { what: &'static str, wanted: &'static str },
+    /// A volume occurs twice in a group.
+    #[error("volume {path:?} is named twice")]
+    Twice { path: String },
     /// More was asked for than one call gives.
     #[error("at most {max} {what} in one call")]
     TooMany { what: &'static str, max: usize },
@@ -62,6 +65,15 @@ pub(crate) enum CallError {
     /// It took too long; it may still happen.
     #[error("{what} took longer than {limit:?}; it may still happen")]
     TimedOut { what: &'static str, limit: Duration },
+    /// Two or more clients of a group do not hold their writes: no cut through their volumes is exact.
+    #[error(
+        "the clients of {} do not answer; a group can go round one such client only: stop or restart the others, or \
+         leave their volumes out", list(volumes)
+    )]
+    Unreachable { volumes: Vec<String> },
+    /// Clients of a group let go of their holds before the cut was made.
+    #[error("a client came back or went away while it held its writes; try again")]
+    HoldBroken,
     /// A hold that is acknowledged is not under way.
     #[error("this hold is not under way")]
     NoSuchHold,
@@ -103,13 +115,15 @@ impl CallError {
     pub(crate) fn kind(&self) -> MdsErrorKind {
         match self {
             Self::Refused(refusal) => refusal.kind(),
-            Self::Name { .. } | Self::Argument { .. } => MdsErrorKind::InvalidArgument,
+            Self::Name { .. } | Self::Argument { .. } | Self::Twice { .. } => MdsErrorKind::InvalidArgument,
             Self::Placement(PlacementError::Replicas(_)) => MdsErrorKind::InvalidArgument,
             Self::TooMany { .. } | Self::Placement(PlacementError::TooManyCopysets { .. }) => MdsErrorKind::Limit,
             Self::Placement(PlacementError::TooFewZones { .. }) | Self::NoRoom => MdsErrorKind::NoSpace,
             Self::NotLeader { .. } => MdsErrorKind::NotLeader,
             Self::NoSuchHold => MdsErrorKind::NotFound,
+            Self::Unreachable { .. } => MdsErrorKind::InUse,
             Self::NoCopyset
+            | Self::HoldBroken
             | Self::Raft(_)
             | Self::TimedOut { .. }
             | Self::Rows(_)
@@ -138,6 +152,12 @@ const fn code(kind: MdsErrorKind) -> Code {
         MdsErrorKind::WrongCluster => Code::Unauthenticated,
         MdsErrorKind::Unavailable => Code::Unavailable,
     }
+}
+
+fn list(paths: &[String]) -> String {
+    let shown: Vec<String> = paths.iter().take(USERS_SHOWN_MAX).map(|p| format!("{p:?}")).collect();
+    let dots = if shown.len() < paths.len() { ", ..." } else { "" };
+    format!("{}{dots}", shown.join(", "))
 }
 
 fn chain(error: &dyn Error) -> String {

@@ -14,7 +14,7 @@ use futures_util::future::BoxFuture;
 use ogee_common::id::Term;
 use ogee_disk::meta::MemStore;
 use ogee_proto::MdsErrorKind;
-use ogee_proto::mds::StatVolumeRequest;
+use ogee_proto::mds::{CreateSnapshotGroupRequest, CreateSnapshotRequest, StatVolumeRequest};
 use ogee_raft::{ApplyEntry, EntryKind, LeaderHint, LogPos, RaftError, StateMachine as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -110,6 +110,37 @@ async fn a_leader_finishes_what_another_left_half_made() {
     round(&core).await;
     assert!(matches!(states(&core)[..], [(_, SnapshotState::Sealing(_))]));
     assert!(core.read(|tx| Ok(crate::machine::tasks::of_copyset(tx, ogee_common::id::CopysetId(1))?.len())).expect("tasks") == 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_group_that_another_leader_left_is_dropped_whole() {
+    let half_made = || {
+        let mut bench = Bench::with_pool(2);
+        for path in ["a", "b", "c"] {
+            bench.create(path, GIB).expect("create");
+        }
+        bench.attach("a", 1);
+        bench.group(&[("a", "s", Hold::Held), ("b", "s", Hold::Held)]).expect("group");
+        let volume = bench.row("b").0;
+        (service(bench).0, volume)
+    };
+    let (core, b) = half_made();
+    {
+        let _turns = (core.ops.wait(b).await, core.ops.wait(core.volume_at("a").expect("volume")).await);
+        round(&core).await;
+        assert_eq!(states(&core).len(), 2, "somebody is at it");
+    }
+    round(&core).await;
+    assert!(states(&core).is_empty());
+    // Who comes before the duty is not told of a name that nobody has.
+    let (core, _) = half_made();
+    let single = |path: &str| CreateSnapshotRequest { path: path.into(), name: "s".into() };
+    let made = core.create_snapshot(single("b")).await.expect("snapshot");
+    assert_eq!((made.group, states(&core).len()), (0, 1));
+    let (core, _) = half_made();
+    let request = CreateSnapshotGroupRequest { members: vec![single("c"), single("b")] };
+    let made = core.create_snapshot_group(request).await.expect("group");
+    assert!(made.group > 1 && states(&core).iter().all(|(_, state)| *state == SnapshotState::Ready));
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,15 +1,15 @@
 //! The bytes of rows and commands are pinned: `tests/golden/*.txt` hold them as hex, one per line. A difference means
 //! that data on disk or in logs would be read wrongly; a new version of the row or command is needed then.
 
-use super::super::command::{Command, Envelope, Expected, Outcome, decode_answer, encode_answer};
+use super::super::command::{Command, Envelope, Expected, GroupPart, Outcome, decode_answer, encode_answer};
 use super::super::key::KeyPart;
 use super::super::row::*;
 use super::super::tx::{decode_row, encode_row};
 use super::registration;
 use crate::refusal::Refusal;
 use ogee_common::id::{
-    AttachEpoch, ChunkserverId, CopysetId, DirectoryId, LayerId, PoolId, ReplicaId, SegmentIndex, VolumeId, VolumeSeq,
-    VolumeSnapshotId,
+    AttachEpoch, ChunkserverId, CopysetId, DirectoryId, LayerId, PoolId, ReplicaId, SegmentIndex, SnapshotGroupId, VolumeId,
+    VolumeSeq, VolumeSnapshotId,
 };
 use proptest::prelude::*;
 use std::fmt::{Debug, Write as _};
@@ -132,6 +132,10 @@ fn other_rows(l: &mut Lines) {
     l.row(&(ChunkserverId(1), CopysetId(1)), &HostedRow);
     l.row(&[7; 16], &RequestRow { reply: encode_answer(&Ok(Outcome::Done)) });
     l.row(&12, &RequestOrderRow([7; 16]));
+    let member = |n, hold, sealing| GroupMember { snapshot: VolumeSnapshotId(n), hold, epoch: AttachEpoch(3), sealing };
+    let members = vec![member(8, Hold::Held, None), member(9, Hold::Bypassed, Some(6))];
+    l.row(&SnapshotGroupId(2), &SnapshotGroupRow { members });
+    l.row(&VolumeSnapshotId(8), &GroupedRow(SnapshotGroupId(2)));
 }
 
 #[test]
@@ -149,6 +153,8 @@ fn commands() -> Vec<Command> {
     let (path, owner, name) = (String::from("f/a"), String::from("ann"), String::from("s"));
     let (volume, snapshot, epoch, layer) = (VolumeId(2), VolumeSnapshotId(8), AttachEpoch(3), LayerId(9));
     let expected = Expected { layer, seq: VolumeSeq(4), attached: Some(epoch) };
+    let part = |volume, hold| GroupPart { volume: VolumeId(volume), name: "g".into(), expected, hold };
+    let (parts, group) = (vec![part(2, Hold::Held), part(7, Hold::Bypassed)], SnapshotGroupId(300));
     vec![
         Command::FormCluster { cluster: [1; 16] },
         Command::CreateVolume {
@@ -176,6 +182,9 @@ fn commands() -> Vec<Command> {
         Command::TasksDone { done: vec![(6, CopysetId(1))] },
         Command::CreatePool { name: "p".into(), replicas: 3, copysets: vec![vec![ChunkserverId(1)]] },
         Command::DetachUnclean { volume, epoch },
+        Command::CreateGroup { parts },
+        Command::ConfirmGroup { group },
+        Command::DropGroup { group },
     ]
 }
 
@@ -207,6 +216,7 @@ proptest! {
             let _ = decode_row::<SegmentRow>(input);
             let _ = decode_row::<CopysetRow>(input);
             let _ = decode_row::<TaskRow>(input);
+            let _ = decode_row::<SnapshotGroupRow>(input);
             let _ = <(DirectoryId, String)>::from_key(input);
         }
     }

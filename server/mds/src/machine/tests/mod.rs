@@ -1,17 +1,18 @@
-//! Tests of the state machine: by rule (`rules`), against an oracle of what volumes hold (`oracle`), of replay and
+//! Tests of the state machine: by rule (`rules`, `groups`), against an oracle of what volumes hold (`oracle`), of replay and
 //! snapshots (`replay`), of formats (`golden`).
 
 mod golden;
+mod groups;
 mod oracle;
 mod replay;
 mod rules;
 
-use super::command::{Command, Envelope, Outcome, Registration, SnapshotInfo, VolumeInfo, decode_answer};
+use super::command::{Command, Envelope, GroupPart, Outcome, Registration, SnapshotInfo, VolumeInfo, decode_answer};
 use super::row::{Hold, TABLES, VolumeRow};
 use super::tx::Tx;
 use super::{MdsMachine, Shared, Step, attach, namespace};
 use crate::refusal::Refusal;
-use ogee_common::id::{AttachEpoch, ChunkserverId, CopysetId, LayerId, SegmentIndex, Term, VolumeId};
+use ogee_common::id::{AttachEpoch, ChunkserverId, CopysetId, LayerId, SegmentIndex, SnapshotGroupId, Term, VolumeId};
 use ogee_disk::meta::{MemStore, MetaStore};
 use ogee_raft::{ApplyEntry, EntryKind, LogPos};
 use std::sync::Arc;
@@ -87,6 +88,18 @@ impl Bench {
         snapshot(self.run(Command::CreateSnapshot { volume, name, expected, hold }))
     }
 
+    /// A group snapshot with these holds of the attached clients.
+    pub(crate) fn group(&mut self, parts: &[(&str, &str, Hold)]) -> Result<Group, Refusal> {
+        let part = |(path, name, attached): &(&str, &str, Hold)| {
+            let (volume, row) = self.row(path);
+            let expected = self.read(|tx| attach::expected(tx, &row));
+            let hold = if row.attached.is_some() { *attached } else { Hold::Detached };
+            GroupPart { volume, name: (*name).to_owned(), expected, hold }
+        };
+        let parts = parts.iter().map(part).collect();
+        group(self.run(Command::CreateGroup { parts }))
+    }
+
     pub(crate) fn clone_of(&mut self, info: &SnapshotInfo, path: &str) -> Result<VolumeInfo, Refusal> {
         let (snapshot, new_path, owner) = (info.id, path.into(), String::new());
         volume(self.run(Command::CloneVolume { snapshot, new_path, owner, create_parents: true }))
@@ -157,6 +170,15 @@ pub(crate) fn registration(n: u8) -> Registration {
 pub(crate) fn volume(answer: Result<Outcome, Refusal>) -> Result<VolumeInfo, Refusal> {
     match answer? {
         Outcome::Volume(info) => Ok(*info),
+        other => panic!("{other:?}"),
+    }
+}
+
+pub(crate) type Group = (SnapshotGroupId, Vec<SnapshotInfo>);
+
+pub(crate) fn group(answer: Result<Outcome, Refusal>) -> Result<Group, Refusal> {
+    match answer? {
+        Outcome::Group { group, snapshots } => Ok((group, snapshots)),
         other => panic!("{other:?}"),
     }
 }

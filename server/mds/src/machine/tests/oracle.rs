@@ -8,13 +8,13 @@
 
 use super::super::command::{Command, Outcome};
 use super::super::row::{
-    ChildRow, Hold, LayerRow, LayerSnapshotRow, SegmentRow, SnapshotNameRow, SnapshotRow, SnapshotState, TaskKind,
+    ChildRow, GroupedRow, Hold, LayerRow, LayerSnapshotRow, SegmentRow, SnapshotGroupRow, SnapshotNameRow, SnapshotRow, SnapshotState, TaskKind,
     TaskRow, TaskTodoRow, UnsettledRow, VolumeRow,
 };
-use super::super::{layers, namespace, tasks};
+use super::super::{groups, layers, namespace, tasks};
 use super::{Bench, GIB};
 use crate::refusal::Refusal;
-use ogee_common::id::{AttachEpoch, CopysetId, LayerId, SegmentIndex, VolumeId, VolumeSeq, VolumeSnapshotId};
+use ogee_common::id::{AttachEpoch, CopysetId, LayerId, SegmentIndex, SnapshotGroupId, VolumeId, VolumeSeq, VolumeSnapshotId};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -31,6 +31,8 @@ enum Op {
     Delete(usize),
     Rename(usize, usize),
     Snapshot { volume: usize, name: usize, holds: bool },
+    /// The volumes of the mask; the attached clients of the second one hold, the first that does not is bypassed.
+    Group { volumes: u8, name: usize, holds: u8, end: GroupEnd },
     DeleteSnapshot { volume: usize, name: usize },
     CloneSnapshot { volume: usize, name: usize, to: usize },
     CloneLive { volume: usize, to: usize, holds: bool },
@@ -47,6 +49,15 @@ enum Op {
     Reap,
 }
 
+/// What becomes of a group.
+#[derive(Debug, Clone, Copy)]
+enum GroupEnd {
+    /// Its seals are waited for, then it is confirmed.
+    Confirm,
+    /// Its leader dies: its clients learn the new seq later, or by refusals, and the next leader drops it.
+    Drop,
+}
+
 fn op() -> impl Strategy<Value = Op> {
     let (v, n, s) = (0..PATHS.len(), 0..NAMES.len(), 0..SEGMENTS);
     prop_oneof![
@@ -55,6 +66,8 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (v.clone(), v.clone()).prop_map(|(a, b)| Op::Rename(a, b)),
         4 => (v.clone(), n.clone(), any::<bool>())
             .prop_map(|(volume, name, holds)| Op::Snapshot { volume, name, holds }),
+        3 => (1u8..16, n.clone(), any::<u8>(), prop_oneof![Just(GroupEnd::Confirm), Just(GroupEnd::Drop)])
+            .prop_map(|(volumes, name, holds, end)| Op::Group { volumes, name, holds, end }),
         2 => (v.clone(), n.clone()).prop_map(|(volume, name)| Op::DeleteSnapshot { volume, name }),
         3 => (v.clone(), n.clone(), v.clone()).prop_map(|(volume, name, to)| Op::CloneSnapshot { volume, name, to }),
         1 => (v.clone(), v.clone(), any::<bool>()).prop_map(|(volume, to, holds)| Op::CloneLive { volume, to, holds }),
@@ -302,6 +315,60 @@ impl World {
         }
     }
 
+    fn group(&mut self, volumes: u8, name: &str, holds: u8, end: GroupEnd) {
+        let mut parts = vec![];
+        for (n, path) in PATHS.iter().enumerate().filter(|(n, _)| volumes >> n & 1 == 1) {
+            if self.find(path).is_some() {
+                let hold = if holds >> n & 1 == 1 { Hold::Held } else { Hold::Bypassed };
+                parts.push((*path, name, hold));
+            }
+        }
+        let found: Vec<_> = parts.iter().filter_map(|(path, _, _)| self.find(path)).collect();
+        let taken = found.iter().any(|(id, _)| self.named(*id, name).is_some());
+        let before = self.rows().len();
+        let (group, made) = match self.bench.group(&parts) {
+            Ok(made) => made,
+            Err(Refusal::SnapshotTaken { .. }) => {
+                assert!(taken);
+                assert_eq!(self.rows().len(), before, "all or none");
+                return;
+            }
+            Err(other) => panic!("{other}"),
+        };
+        assert!(!taken);
+        for info in &made {
+            let content = self.live[&info.volume].clone();
+            let known = Known { content, layer: info.layer, seq: info.seq.0, ready: false };
+            self.snapshots.insert(info.id, known);
+        }
+        match end {
+            GroupEnd::Drop => {
+                self.bench.run(Command::DropGroup { group }).expect("dropped");
+                assert_eq!(self.rows().len(), before);
+            }
+            GroupEnd::Confirm => self.confirm_group(group, &made),
+        }
+    }
+
+    fn confirm_group(&mut self, group: SnapshotGroupId, made: &[super::SnapshotInfo]) {
+        while !self.bench.read(|tx| groups::bypassed_are_sealed(tx, group)) {
+            // A bypassed client goes on until it meets a seal.
+            for info in made.iter().filter(|i| i.hold == Hold::Bypassed) {
+                if let Some(writer) = self.writers.remove(&info.volume) {
+                    let writer = self.write(writer, 0);
+                    self.writers.insert(info.volume, writer);
+                }
+            }
+            assert!(self.do_tasks(1, 1), "the seals can be done");
+        }
+        for info in made {
+            if let Some(writer) = self.writers.get_mut(&info.volume).filter(|_| info.hold == Hold::Held) {
+                writer.seq = info.seq.0 + 1;
+            }
+        }
+        self.bench.run(Command::ConfirmGroup { group }).expect("confirmed");
+    }
+
     fn content_placed(&self, layer: LayerId, segment: u32) -> bool {
         self.bench.read(|tx| {
             let row: LayerRow = tx.expect(&layer)?;
@@ -431,6 +498,7 @@ impl World {
                 assert_eq!(renamed.is_ok(), possible);
             }
             Op::Snapshot { volume, name, holds } => drop(self.snapshot(PATHS[volume], Some(NAMES[name]), holds)),
+            Op::Group { volumes, name, holds, end } => self.group(volumes, NAMES[name], holds, end),
             Op::DeleteSnapshot { volume, name } => self.delete_snapshot(PATHS[volume], NAMES[name]),
             Op::CloneSnapshot { volume, name, to } => {
                 let found = self.find(PATHS[volume]).and_then(|(id, _)| self.named(id, NAMES[name]));
@@ -508,9 +576,11 @@ impl World {
                 tx.scan::<UnsettledRow>(&(), None, 9)?.len(),
                 tx.scan::<TaskRow>(&(), None, 9)?.len(),
                 tx.scan::<TaskTodoRow>(&(), None, 9)?.len(),
+                tx.scan::<SnapshotGroupRow>(&(), None, 9)?.len(),
+                tx.scan::<GroupedRow>(&(), None, 9)?.len(),
             ])
         });
-        assert_eq!(left, [0; 9], "rows are left");
+        assert_eq!(left, [0; 11], "rows are left");
         assert!(self.replicas.values().all(|r| r.data.is_empty()), "data of deleted layers is left");
     }
 }
@@ -529,6 +599,7 @@ fn info_of(row: &SnapshotRow) -> super::SnapshotInfo {
         confirming: false,
         children: 0,
         hold: row.hold,
+        group: None,
     }
 }
 
