@@ -15,6 +15,8 @@ build=(gcc g++ make cmake clang libclang-dev pkg-config protobuf-compiler)
 image=(fdisk dosfstools mtools syslinux syslinux-common e2fsprogs cpio gzip xz-utils binutils)
 # To run guests. setpriv (util-linux) ties the life of a QEMU to the test that started it.
 qemu=(qemu-system-x86 qemu-utils util-linux)
+# Clients of the NBD server.
+nbd=(libnbd-bin python3-libnbd nbd-client fio)
 
 die() { echo "install-deps: $*" >&2; exit 1; }
 
@@ -28,9 +30,9 @@ missing_of() { # prints those of the named packages that are not installed
 }
 
 command -v dpkg-query >/dev/null && command -v apt-get >/dev/null ||
-    die "this is not a Debian system (no apt-get); install these by hand: ${build[*]} ${image[*]} ${qemu[*]}"
+    die "this is not a Debian system (no apt-get); install these by hand: ${build[*]} ${image[*]} ${qemu[*]} ${nbd[*]}"
 
-mapfile -t missing < <(missing_of "${build[@]}" "${image[@]}" "${qemu[@]}")
+mapfile -t missing < <(missing_of "${build[@]}" "${image[@]}" "${qemu[@]}" "${nbd[@]}")
 [ ${#missing[@]} -gt 0 ] || exit 0
 if [ "${1:-}" = --check ]; then
     echo "missing packages: ${missing[*]}"

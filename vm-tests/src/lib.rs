@@ -9,6 +9,7 @@
 //! | [`history`] | record of every request, and a checker of the promises |
 //! | [`load`] | verified load through the SDK |
 //! | [`cluster`] | a running Ogee cluster from the real binary: commands, kill, stop, restart |
+//! | [`nbd`] | a running `ogee nbd serve`, and NBD clients |
 //! | [`vhost`] | a process that serves a disk on a vhost-user socket |
 //!
 //! Invariants of the whole crate: nothing started here outlives the test process, however that ends (children are tied to it by
@@ -23,6 +24,7 @@ pub mod hammer;
 pub mod history;
 pub mod image;
 pub mod load;
+pub mod nbd;
 pub mod places;
 pub mod process;
 pub mod qemu;
