@@ -289,6 +289,20 @@ async fn an_attach_or_detach_during_the_hold_starts_the_group_again() {
 }
 
 #[tokio::test]
+async fn a_volume_that_is_deleted_during_the_hold_is_named() {
+    let (_cluster, _fleet, mut c) = started(1).await;
+    let mut a = Scripted::attach(&c, "a", 1).await;
+    let taken = take(&c, &[("a", "s"), ("c", "s")]);
+    let token = a.hold().await;
+    c.delete_volume(m::DeleteVolumeRequest { path: "c".into(), owner: String::new() }).await.expect("delete");
+    a.ack(token).await.expect("ack");
+    assert!(matches!(event(&mut a.stream).await, Some(Event::State(AttachState { seq: 1, .. }))));
+    let (why, said) = refused(taken.await.expect("task"));
+    assert!(why == MdsErrorKind::NotFound && said.contains("no volume \"c\""), "{said}");
+    assert!(names(&c, "a").await.is_empty());
+}
+
+#[tokio::test]
 async fn groups_in_every_order_singles_and_rollbacks_end() {
     let (_cluster, _fleet, mut c) = started(1).await;
     c.create_snapshot(snapshot_of("c", "base")).await.expect("snapshot");

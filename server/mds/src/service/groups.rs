@@ -55,9 +55,11 @@ fn group(outcome: Outcome) -> Result<Group, CallError> {
     }
 }
 
-/// Whether the same may succeed at once, because the volumes or clients changed under it.
+/// Whether the same may succeed at once, because the volumes or clients changed under it; if a volume is gone, the next
+/// try says which.
 fn may_start_again(error: &CallError) -> bool {
-    matches!(error, CallError::HoldBroken) || error.is_refusal(|r| matches!(r, Refusal::Moved { .. }))
+    let changed = |r: &Refusal| matches!(r, Refusal::Moved { .. } | Refusal::VolumeGone);
+    matches!(error, CallError::HoldBroken) || error.is_refusal(changed)
 }
 
 impl Core {
