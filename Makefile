@@ -13,7 +13,7 @@ UNIT_FILES := $(foreach dir,$(UNIT_FOLDERS),$(notdir $(basename $(wildcard $(dir
 UNIT_TREES := $(foreach dir,$(UNIT_FOLDERS),$(notdir $(patsubst %/main.rs,%,$(wildcard $(dir)*/main.rs))))
 UNIT_TESTS := $(addprefix --test ,$(sort $(UNIT_FILES) $(UNIT_TREES)))
 
-.PHONY: help deps rocksdb build demo test lint test-unit test-process test-vm fuzz bench bench-quick
+.PHONY: help deps rocksdb build demo test lint test-unit test-process test-vm torture fuzz bench bench-quick
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -41,11 +41,17 @@ test-unit: build ## unit, property, golden and component tests
 
 # Tests of real processes and guests share two cores with what they test: one at a time.
 test-process: build ## real processes killed with kill -9 and stopped (OGEE_CRASH_ROUNDS=30)
-	cargo test $(CARGO_FLAGS) --test crash --test stall --test rot --test mds_killed --test clone_cost --test group_cut --test nbd_clients -- --nocapture --test-threads 1
+	cargo test $(CARGO_FLAGS) --test crash --test stall --test rot --test mds_killed --test clone_cost --test group_cut --test nbd_clients --test torture -- --nocapture --test-threads 1
 
 test-vm: build ## real QEMU guests
 	cargo test $(CARGO_FLAGS) --test harness_selftest --test boot_and_survive --test clone_isolation \
 	  --test rollback --test chunkserver_killed --test clear_errors --test full_disk -- --test-threads 1
+
+# TORTURE_ARGS is for the torture: `make torture TORTURE_ARGS='--seconds 90 --runs 20 --seed 7'`. It needs root.
+TORTURE_ARGS ?= --minutes 20
+torture: rocksdb ## real processes under kills, stops, partitions and full disks, the whole history checked
+	cargo build $(CARGO_FLAGS) --bins --examples
+	"$(CARGO_TARGET_DIR)/release/examples/torture" $(TORTURE_ARGS)
 
 fuzz: rocksdb ## a short run of each fuzz target
 	scripts/fuzz.sh

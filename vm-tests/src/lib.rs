@@ -10,6 +10,7 @@
 //! | [`load`] | verified load through the SDK |
 //! | [`cluster`] | a running Ogee cluster from the real binary: commands, kill, stop, restart |
 //! | [`nbd`] | a running `ogee nbd serve`, and NBD clients |
+//! | [`torture`] | real processes under faults, with the history checked |
 //! | [`vhost`] | a process that serves a disk on a vhost-user socket |
 //!
 //! Invariants of the whole crate: nothing started here outlives the test process, however that ends (children are tied to it by
@@ -30,5 +31,6 @@ pub mod process;
 pub mod qemu;
 pub mod qmp;
 pub mod reaper;
+pub mod torture;
 pub mod vhost;
 pub mod vm;

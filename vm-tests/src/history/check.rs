@@ -3,11 +3,12 @@
 //! Used by tests. Invariants: what a fork shows of its beginning, and what was read of a snapshot, is one demand per cut and sector;
 //! a layer is checked when the demands on all its cuts are known. Registers next to each other with the same requests are checked once.
 
+use super::demands::Demands;
 use super::cuts::{Inexact, Register, Window, instants};
 use super::register::{Effect, Entry, Seen, Stuck};
 use super::violation::{Violation, ViolationKind as Kind, at, list};
 use super::{Action, History, Layer, Op, Run, Target, Value};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 
 /// Violations that are reported of one history.
 const REPORTED_MAX: usize = 8;
@@ -54,7 +55,7 @@ pub(super) struct Checker<'a> {
     /// Layer of each cut.
     pub(super) cut_layer: HashMap<u64, u64>,
     /// What each cut must show, and the request that says so.
-    pub(super) demands: HashMap<u64, BTreeMap<u32, (Value, u64)>>,
+    pub(super) demands: Demands,
     /// What a request found in a sector and was reported at once; it takes no further part.
     pub(super) reported: HashSet<(u64, u32)>,
     checked: Checked,
@@ -73,7 +74,7 @@ impl<'a> Checker<'a> {
             start: history.ops.first().map_or(0, |op| op.invoked),
             cut_seen: HashMap::new(),
             cut_layer,
-            demands: HashMap::new(),
+            demands: Demands::default(),
             reported: HashSet::new(),
             checked: Checked { operations: history.ops.len(), unknown, ..Checked::default() },
             violations: vec![],
@@ -142,7 +143,7 @@ impl<'a> Checker<'a> {
         let touches = self.touches(id, layer);
         let mut different: Vec<Register> = vec![];
         for (sector, touched) in (0u32..).zip(&touches) {
-            let shown = windows.iter().any(|w| self.demands.get(&w.cut).is_some_and(|d| d.contains_key(&sector)));
+            let shown = windows.iter().any(|w| self.demands.get(w.cut, sector).is_some());
             if touched.is_empty() && !shown {
                 continue;
             }
@@ -203,15 +204,15 @@ impl<'a> Checker<'a> {
             Value::Zero => Seen::Zero,
             _ => Seen::Base,
         };
-        let shown = |(i, w): (usize, &Window)| Some((i, self.demands.get(&w.cut)?.get(&sector)?));
-        let shown: Vec<(usize, (Value, u64))> = windows.iter().enumerate().filter_map(shown).map(|(i, d)| (i, *d)).collect();
+        let shown = |(i, w): (usize, &Window)| Some((i, self.demands.get(w.cut, sector)?));
+        let shown: Vec<(usize, (Value, u64))> = windows.iter().enumerate().filter_map(shown).collect();
         let reported = self.violations.len();
         if let Some(parent) = layer.parent {
             let read = touched.iter().filter_map(|(i, value)| Some(((*value)?, self.history.ops[*i].id)));
             let inherited: Vec<_> = read.chain(shown.iter().map(|(_, d)| *d)).filter(|(v, _)| seen(*v) == Seen::Base).collect();
             inherited.into_iter().for_each(|(value, witness)| self.demand(parent, sector, value, witness));
         }
-        let base = layer.parent.map(|parent| self.demands.get(&parent).and_then(|d| d.get(&sector)).map(|(value, _)| *value));
+        let base = layer.parent.map(|parent| self.demands.get(parent, sector).map(|(value, _)| value));
         let initial = match base {
             None | Some(Some(Value::Zero)) => Seen::Zero,
             Some(_) => Seen::Base,

@@ -8,6 +8,7 @@
 //! | `log.rs` | events as lines of text, so that clients may be processes that are killed |
 //! | `check.rs` | [`check`]: sorts the history by layer and sector, and puts forks and cuts together |
 //! | `reads.rs` | what can be said of single values |
+//! | `demands.rs` | what each snapshot must show |
 //! | `register.rs` | whether one sector of one layer is a linearizable register |
 //! | `cuts.rs` | whether each snapshot shows all sectors at one instant |
 //! | `violation.rs` | the counter-example for people |
@@ -44,6 +45,7 @@
 
 mod check;
 mod cuts;
+mod demands;
 mod log;
 mod reads;
 mod recorder;

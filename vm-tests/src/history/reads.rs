@@ -64,7 +64,7 @@ impl Checker<'_> {
 
     /// A cut must show this.
     pub(super) fn demand(&mut self, cut: u64, sector: u32, value: Value, witness: u64) {
-        let (before, first) = *self.demands.entry(cut).or_default().entry(sector).or_insert((value, witness));
+        let (before, first) = self.demands.put(cut, sector, (value, witness));
         if before == value {
             return;
         }

@@ -1,0 +1,307 @@
+//! What goes wrong, when and for how long: a schedule by seed, carried out on the fleet.
+//!
+//! Used by the director. Invariants: every fault that is injected is undone, at its time or by [`Faults::heal`]; no process suffers
+//! two faults at once, so that each can be undone by itself. A frozen disk thaws by a process of its own, should this one die.
+
+use super::fleet::Fleet;
+use anyhow::{Context, Result};
+use ogee_common::clock::{self, Instant};
+use rand::Rng;
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use std::collections::{BTreeMap, HashSet};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+/// Faults at once.
+const ACTIVE_MAX: usize = 3;
+/// What is left on a disk that was filled up.
+const FULL_LEFT: u64 = 1 << 20;
+
+/// How to undo a fault.
+#[derive(Debug)]
+enum Undo {
+    Start(String),
+    StartClient(String, String),
+    Continue(String),
+    Open(Vec<(String, String)>),
+    Empty(PathBuf),
+    Thaw(Child),
+}
+
+/// The faults of a run.
+#[derive(Debug)]
+pub(super) struct Faults {
+    rng: StdRng,
+    seed: u64,
+    began: Instant,
+    active: Vec<(Instant, HashSet<String>, Undo)>,
+    /// How many of each kind.
+    pub counts: BTreeMap<&'static str, u32>,
+    /// One line for each.
+    pub log: Vec<String>,
+}
+
+impl Faults {
+    /// A schedule that follows from `rng`.
+    #[must_use]
+    pub(super) fn new(mut rng: StdRng) -> Self {
+        let seed = rng.random();
+        Self { rng, seed, began: clock::now(), active: vec![], counts: BTreeMap::new(), log: vec![] }
+    }
+
+    fn note(&mut self, kind: &'static str, what: &str) {
+        *self.counts.entry(kind).or_default() += 1;
+        self.log.push(format!("{:8.3} s: {kind} {what}", self.began.elapsed().as_secs_f64()));
+    }
+
+    /// The pause before the next step.
+    pub(super) fn pause(&mut self) -> Duration {
+        Duration::from_millis(self.rng.random_range(100..2_500))
+    }
+
+    fn millis(&mut self, from: u64, to: u64) -> Duration {
+        // Short ones are as interesting as long ones: the same number in each octave.
+        let (from, to) = (from as f64, to as f64);
+        Duration::from_secs_f64(from * (to / from).powf(self.rng.random()) / 1e3)
+    }
+
+    /// Undoes what is over, and does one more thing.
+    ///
+    /// # Errors
+    /// When a fault cannot be made or undone.
+    pub(super) fn step(&mut self, fleet: &mut Fleet) -> Result<()> {
+        self.undo(fleet, clock::now())?;
+        if self.active.len() >= ACTIVE_MAX {
+            return Ok(());
+        }
+        let free: Vec<String> = fleet.processes.iter().map(|p| p.name.clone()).filter(|n| n != "admin" && !self.suffers(n)).collect();
+        let of = |prefix: &str| free.iter().filter(|n| n.starts_with(prefix)).cloned().collect::<Vec<_>>();
+        let (mds, chunkservers, clients) = (of("mds-"), of("cs-"), of("client-"));
+        let kind = self.rng.random_range(0..20);
+        let rng = &mut self.rng;
+        let victims = match kind {
+            0..=2 | 13..=15 => &chunkservers,
+            3..=4 => &mds,
+            5..=6 => &clients,
+            _ => &free,
+        };
+        let Some(victim) = victims.choose(rng).cloned() else { return Ok(()) };
+        match kind {
+            0..=4 => self.kill(fleet, victim),
+            5 => self.kill_client(fleet, victim),
+            6..=8 => self.stop(fleet, victim),
+            9..=10 => self.part(fleet, &victim, &free),
+            11..=12 => self.cut_off(fleet, victim),
+            13 => self.fill(fleet, victim),
+            14 => self.freeze(fleet, victim),
+            15 => self.end(fleet, victim),
+            16 if free.len() == fleet.processes.len() - 1 => self.roll(fleet, &chunkservers),
+            17 if self.active.is_empty() => self.kill_all(fleet, &chunkservers),
+            18 => self.kill_leader(fleet, &mds),
+            19 => self.lose_mds(fleet, &clients),
+            _ => Ok(()),
+        }
+    }
+
+    fn suffers(&self, name: &str) -> bool {
+        self.active.iter().any(|(_, names, _)| names.contains(name))
+    }
+
+    fn add(&mut self, length: Duration, names: impl IntoIterator<Item = String>, undo: Undo) {
+        self.active.push((clock::now() + length, names.into_iter().collect(), undo));
+    }
+
+    fn kill(&mut self, fleet: &mut Fleet, victim: String) -> Result<()> {
+        fleet.process(&victim)?.kill()?;
+        self.note(if victim.starts_with("mds") { "kill MDS" } else { "kill chunkserver" }, &victim);
+        let length = self.millis(20, 8_000);
+        self.add(length, [victim.clone()], Undo::Start(victim));
+        Ok(())
+    }
+
+    fn kill_leader(&mut self, fleet: &mut Fleet, free: &[String]) -> Result<()> {
+        let (hub, mds) = (super::network::HUB, fleet.mds.clone());
+        let mut command = fleet.network.command(hub, &crate::cluster::binary()?)?;
+        let output = command.args(["status", "--json"]).env("OGEE_MDS", mds).output().context("ask for the leader")?;
+        let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        let leader = status["mds"].as_array().and_then(|list| list.iter().find(|m| m["leader"] == true)).and_then(|m| m["id"].as_u64());
+        let victim = format!("mds-{}", leader.unwrap_or(0));
+        if !free.contains(&victim) {
+            return Ok(());
+        }
+        fleet.process(&victim)?.kill()?;
+        self.note("kill MDS leader", &victim);
+        let length = self.millis(20, 8_000);
+        self.add(length, [victim.clone()], Undo::Start(victim));
+        Ok(())
+    }
+
+    fn kill_client(&mut self, fleet: &mut Fleet, victim: String) -> Result<()> {
+        fleet.process(&victim)?.kill()?;
+        self.note("kill client", &victim);
+        let (length, volume) = (self.millis(20, 8_000), super::volume_of(&victim));
+        self.add(length, [victim.clone()], Undo::StartClient(victim, volume.to_owned()));
+        Ok(())
+    }
+
+    fn kill_all(&mut self, fleet: &mut Fleet, chunkservers: &[String]) -> Result<()> {
+        self.note("kill all chunkservers", "");
+        for victim in chunkservers {
+            fleet.process(victim)?.kill()?;
+            let length = self.millis(20, 3_000);
+            self.add(length, [victim.clone()], Undo::Start(victim.clone()));
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, fleet: &mut Fleet, victim: String) -> Result<()> {
+        fleet.process(&victim)?.end()?;
+        fleet.process(&victim)?.wait()?;
+        self.note("end chunkserver", &victim);
+        self.add(Duration::ZERO, [victim.clone()], Undo::Start(victim));
+        Ok(())
+    }
+
+    /// Ends and starts one after the other, as an upgrade does.
+    fn roll(&mut self, fleet: &mut Fleet, chunkservers: &[String]) -> Result<()> {
+        self.note("rolling restart", "");
+        for victim in chunkservers {
+            fleet.process(victim)?.end()?;
+            fleet.process(victim)?.wait()?;
+            fleet.start_daemon(victim)?;
+            std::thread::sleep(self.millis(300, 3_000));
+        }
+        Ok(())
+    }
+
+    fn stop(&mut self, fleet: &mut Fleet, victim: String) -> Result<()> {
+        fleet.process(&victim)?.stop(true)?;
+        let length = self.millis(100, 20_000);
+        self.note(if victim.starts_with("client") { "stop client" } else { "stop daemon" }, &format!("{victim} for {length:.1?}"));
+        self.add(length, [victim.clone()], Undo::Continue(victim));
+        Ok(())
+    }
+
+    /// Packets from one process to another get lost, in one direction or both.
+    fn part(&mut self, fleet: &mut Fleet, victim: &str, free: &[String]) -> Result<()> {
+        let others: Vec<&String> = free.iter().filter(|n| *n != victim).collect();
+        let Some(other) = others.choose(&mut self.rng).map(|n| (*n).clone()) else { return Ok(()) };
+        let mut ways = vec![(victim.to_owned(), other.clone())];
+        let kind = if self.rng.random_bool(0.3) {
+            ways.push((other.clone(), victim.to_owned()));
+            "part a pair"
+        } else {
+            "part a pair one way"
+        };
+        self.block(fleet, &ways)?;
+        let length = self.millis(300, 20_000);
+        self.note(kind, &format!("{victim} to {other} for {length:.1?}"));
+        self.add(length, [victim.to_owned(), other], Undo::Open(ways));
+        Ok(())
+    }
+
+    /// Packets from or to everybody get lost, or all that the process sends, or all that it is sent.
+    fn cut_off(&mut self, fleet: &mut Fleet, victim: String) -> Result<()> {
+        let others: Vec<String> = fleet.network.names().filter(|n| *n != victim).map(str::to_owned).collect();
+        let way = self.rng.random_range(0..4);
+        let mut ways = vec![];
+        for other in others.into_iter().chain([super::network::HUB.to_owned()]) {
+            if way != 1 {
+                ways.push((victim.clone(), other.clone()));
+            }
+            if way != 0 {
+                ways.push((other, victim.clone()));
+            }
+        }
+        self.block(fleet, &ways)?;
+        let length = self.millis(300, 15_000);
+        let kind = ["cut off, sends nothing", "cut off, hears nothing", "cut off", "cut off"][way];
+        self.note(kind, &format!("{victim} for {length:.1?}"));
+        self.add(length, [victim], Undo::Open(ways));
+        Ok(())
+    }
+
+    /// A client reaches the chunkservers and no MDS: it hears of no hold, no takeover and no rollback.
+    fn lose_mds(&mut self, fleet: &mut Fleet, clients: &[String]) -> Result<()> {
+        let Some(victim) = clients.choose(&mut self.rng).cloned() else { return Ok(()) };
+        let ways: Vec<_> = fleet.names("mds-").into_iter().map(|mds| (victim.clone(), mds)).collect();
+        self.block(fleet, &ways)?;
+        let length = self.millis(1_000, 20_000);
+        self.note("client loses the MDS", &format!("{victim} for {length:.1?}"));
+        self.add(length, [victim], Undo::Open(ways));
+        Ok(())
+    }
+
+    fn block(&mut self, fleet: &Fleet, ways: &[(String, String)]) -> Result<()> {
+        ways.iter().try_for_each(|(from, to)| fleet.network.block(from, to))
+    }
+
+    fn fill(&mut self, fleet: &mut Fleet, victim: String) -> Result<()> {
+        let path = fleet.disk(&victim)?.join("filler");
+        let space = rustix::fs::statvfs(&fleet.disk(&victim)?).context("look at the disk's space")?;
+        let bytes = (space.f_bavail * space.f_frsize).saturating_sub(FULL_LEFT);
+        let file = std::fs::File::create(&path).context("fill the disk")?;
+        // The chunkserver may take some at the same time; then it is full all the same.
+        let _ = rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes.max(1));
+        let length = self.millis(500, 12_000);
+        self.note("fill disk", &format!("{victim} for {length:.1?}"));
+        self.add(length, [victim], Undo::Empty(path));
+        Ok(())
+    }
+
+    fn freeze(&mut self, fleet: &mut Fleet, victim: String) -> Result<()> {
+        let (path, length) = (fleet.disk(&victim)?, self.millis(50, 6_000));
+        let script = r#"fsfreeze -f "$1" || exit 1; sleep "$2"; fsfreeze -u "$1""#;
+        let mut command = Command::new("sh");
+        command.args(["-c", script, "sh"]).arg(path).arg(format!("{:.3}", length.as_secs_f64()));
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().context("freeze a disk")?;
+        self.note("freeze disk", &format!("{victim} for {length:.1?}"));
+        self.add(length, [victim], Undo::Thaw(child));
+        Ok(())
+    }
+
+    fn undo(&mut self, fleet: &mut Fleet, now: Instant) -> Result<()> {
+        let (over, active) = std::mem::take(&mut self.active).into_iter().partition(|(until, _, _)| *until <= now);
+        self.active = active;
+        let over: Vec<_> = over;
+        for (_, _, undo) in over {
+            match undo {
+                Undo::Start(name) => fleet.start_daemon(&name)?,
+                Undo::StartClient(name, volume) => fleet.start_client(&name, &volume, self.seed)?,
+                Undo::Continue(name) => fleet.process(&name)?.stop(false)?,
+                Undo::Open(ways) => ways.iter().try_for_each(|(from, to)| fleet.network.open(from, to))?,
+                Undo::Empty(path) => std::fs::remove_file(&path).context("empty the disk")?,
+                Undo::Thaw(mut child) => drop(child.wait().context("thaw a disk")?),
+            }
+        }
+        Ok(())
+    }
+
+    /// Undoes everything.
+    ///
+    /// # Errors
+    /// When something cannot be undone.
+    pub(super) fn heal(&mut self, fleet: &mut Fleet) -> Result<()> {
+        self.undo(fleet, clock::now() + Duration::from_secs(86_400))
+    }
+
+    /// Whether a process is dead on purpose.
+    #[must_use]
+    pub(super) fn is_dead(&self, name: &str) -> bool {
+        let dead = |undo: &Undo| matches!(undo, Undo::Start(n) | Undo::StartClient(n, _) if n == name);
+        self.active.iter().any(|(_, _, undo)| dead(undo))
+    }
+}
+
+impl Drop for Faults {
+    fn drop(&mut self) {
+        for (_, _, undo) in &mut self.active {
+            if let Undo::Thaw(child) = undo {
+                // Whatever becomes of it: a disk must not stay frozen.
+                drop(child.wait());
+            }
+        }
+    }
+}
