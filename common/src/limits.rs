@@ -136,6 +136,10 @@ pub const NBD_ZERO_WRITES_PARALLEL: usize = 8;
 pub const NBD_STOP_DRAIN: Duration = Duration::from_secs(10);
 /// After its last reply a stopping NBD server waits this long for the client to close, so that the reply is not lost.
 pub const NBD_LINGER: Duration = Duration::from_secs(1);
+/// A TCP connection of an NBD client that was silent this long is probed, so that a dead machine does not hold it.
+pub const NBD_KEEPALIVE: Duration = Duration::from_secs(60);
+/// Time between two probes; after nine (the kernel's default) the connection ends.
+pub const NBD_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// Pause after a failed accept (no descriptors left) of an NBD server.
 pub const NBD_ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 

@@ -2,8 +2,10 @@
 //!
 //! Made by `server.rs`, used by `connection.rs`. These are sockets to clients on this host or near it, not of the
 //! cluster's own network. Invariants: TCP connections have NODELAY, because replies are batched here, and keepalive,
-//! so that a client whose machine died does not hold a connection for ever.
+//! so that a client whose machine died does not hold a connection for hours.
 
+use ogee_common::limits::{NBD_KEEPALIVE, NBD_KEEPALIVE_INTERVAL};
+use socket2::{SockRef, TcpKeepalive};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -23,7 +25,8 @@ impl Accepted {
         match self {
             Self::Tcp(stream) => {
                 stream.set_nodelay(true)?;
-                socket2::SockRef::from(&stream).set_keepalive(true)?;
+                let keepalive = TcpKeepalive::new().with_time(NBD_KEEPALIVE).with_interval(NBD_KEEPALIVE_INTERVAL);
+                SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
                 stream.set_nonblocking(true)?;
                 TcpStream::from_std(stream).map(Stream::Tcp)
             }

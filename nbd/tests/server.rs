@@ -423,3 +423,26 @@ async fn bad_configurations_are_named() {
     let again = NbdConfig::new(vec![ListenOn::Tcp(taken.tcp_addrs()[0])]);
     assert!(matches!(bind(vec![device()], again), Err(ServeError::Listen(ListenError::Tcp { .. }))));
 }
+
+#[tokio::test]
+async fn tcp_clients_are_served_with_keepalive() {
+    let export = Export { name: "x".to_owned(), description: String::new(), device: MemoryDevice::new(SIZE) };
+    let config = NbdConfig::new(vec![ListenOn::Tcp("127.0.0.1:0".parse().unwrap())]);
+    let server = NbdServer::bind(vec![export], config).unwrap();
+    let addr = server.tcp_addrs()[0];
+    let (stop, stopped) = oneshot::channel::<()>();
+    let server = tokio::spawn(server.run(async {
+        let _ = stopped.await;
+    }));
+    let mut client = tokio::net::TcpStream::connect(addr).await.unwrap();
+    let mut greeting = [0; 18];
+    client.read_exact(&mut greeting).await.unwrap();
+    assert_eq!(&greeting[..16], b"NBDMAGICIHAVEOPT");
+    // The kernel shows the timer of the server's side: 02 is keepalive (proc_net_tcp).
+    let ports = format!(":{:04X} 0100007F:{:04X} 01 ", addr.port(), client.local_addr().unwrap().port());
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let line = table.lines().find(|line| line.contains(&ports)).unwrap();
+    assert_eq!(line.split_whitespace().nth(5).and_then(|timer| timer.split(':').next()), Some("02"), "{line}");
+    stop.send(()).unwrap();
+    server.await.unwrap().unwrap();
+}
