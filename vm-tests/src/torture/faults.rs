@@ -253,7 +253,8 @@ impl Faults {
 
     fn freeze(&mut self, fleet: &mut Fleet, victim: String) -> Result<()> {
         let (path, length) = (fleet.disk(&victim)?, self.millis(50, 6_000));
-        let script = r#"fsfreeze -f "$1" || exit 1; sleep "$2"; fsfreeze -u "$1""#;
+        // It stands in the folder: should the director die meanwhile, and the namespace's holder with it, the path would be gone.
+        let script = r#"cd "$1" && fsfreeze -f . || exit 1; sleep "$2"; fsfreeze -u ."#;
         let mut command = Command::new("sh");
         command.args(["-c", script, "sh"]).arg(path).arg(format!("{:.3}", length.as_secs_f64()));
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().context("freeze a disk")?;
