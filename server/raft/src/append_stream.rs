@@ -30,7 +30,7 @@ use std::time::Duration;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 /// News of what is committed waits so long for entries to travel with. It saves a frame and its answer per write and
 /// follower under light load, and costs only that followers apply a little later.
-const COMMIT_HOLD: Duration = Duration::from_millis(5);
+const COMMIT_HOLD: Duration = Duration::from_millis(20);
 
 type Answer = Pin<Box<dyn Future<Output = Result<Frame, LinkError>> + Send>>;
 type Item = Result<StreamAppendResult<TypeConfig>, RpcError>;
