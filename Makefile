@@ -46,9 +46,13 @@ test: lint build test-unit test-process test-vm ## everything the gate runs
 test-unit: build ## unit, property, golden and component tests
 	cargo test $(CARGO_FLAGS) --lib --bins --example bench $(UNIT_TESTS)
 
+# Network namespaces and mounts need root.
+HOST_TRIPLE := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p' | tr a-z- A-Z_)
+AS_ROOT := $(if $(filter-out 0,$(shell id -u)),CARGO_TARGET_$(HOST_TRIPLE)_RUNNER="sudo -E")
 # Tests of real processes and guests share two cores with what they test: one at a time.
 test-process: build ## real processes killed with kill -9 and stopped (OGEE_CRASH_ROUNDS=30)
-	cargo test $(CARGO_FLAGS) --test crash --test stall --test rot --test mds_killed --test clone_cost --test group_cut --test nbd_clients --test torture -- --nocapture --test-threads 1
+	cargo test $(CARGO_FLAGS) --test crash --test stall --test rot --test mds_killed --test clone_cost --test group_cut --test nbd_clients --test lost_disk -- --nocapture --test-threads 1
+	$(AS_ROOT) cargo test $(CARGO_FLAGS) --test torture -- --nocapture --test-threads 1
 
 test-vm: build ## real QEMU guests
 	cargo test $(CARGO_FLAGS) --test harness_selftest --test boot_and_survive --test clone_isolation \
@@ -58,7 +62,7 @@ test-vm: build ## real QEMU guests
 TORTURE_ARGS ?= --minutes 20
 torture: rocksdb ## real processes under kills, stops, partitions and full disks, the whole history checked
 	cargo build $(CARGO_FLAGS) --bins --examples
-	"$(CARGO_TARGET_DIR)/release/examples/torture" $(TORTURE_ARGS)
+	$(if $(AS_ROOT),sudo -E) "$(CARGO_TARGET_DIR)/release/examples/torture" $(TORTURE_ARGS)
 
 fuzz: rocksdb ## a short run of each fuzz target
 	scripts/fuzz.sh

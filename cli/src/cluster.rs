@@ -1,5 +1,7 @@
 //! `ogee status`, `ogee cluster` and `ogee pool`: what the cluster consists of and how it is.
 
+mod moves;
+
 use crate::connect::Context;
 use crate::error::CliError;
 use crate::names;
@@ -23,6 +25,35 @@ pub(crate) enum ClusterCommand {
     Copysets,
     /// Pools (the same as: ogee pool ls)
     Pools,
+    /// Give a chunkserver up: its replicas are rebuilt on others, and it gets no new ones
+    #[command(after_help = "Examples:\n  ogee cluster out 4          # its disk is dead: rebuild now, do not wait\n  \
+        ogee cluster out 4          # it is well: drain it before it is taken away\n\n\
+        The replicas are copied from the others of their copysets. See: ogee cluster moves --watch")]
+    Out(ChunkserverArg),
+    /// Take a chunkserver back that was given up
+    In(ChunkserverArg),
+    /// Forget a chunkserver that was given up and has no replicas any more
+    #[command(after_help = "Example:\n  ogee cluster rm 4")]
+    Rm(ChunkserverArg),
+    /// Replicas that are being rebuilt
+    #[command(after_help = "Examples:\n  ogee cluster moves\n  ogee cluster moves --watch   # until all is done, with ETA")]
+    Moves(MovesArgs),
+}
+
+/// A chunkserver.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct ChunkserverArg {
+    /// Its id, as in: ogee cluster chunkservers
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    id: u32,
+}
+
+/// Arguments of `cluster moves`.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct MovesArgs {
+    /// Stay until nothing is left to move
+    #[arg(long)]
+    watch: bool,
 }
 
 /// The commands of `ogee pool`.
@@ -69,6 +100,9 @@ pub(crate) struct StatusView {
     chunkservers: u32,
     chunkservers_up: u32,
     tasks: u32,
+    copysets_degraded: u32,
+    moves: u32,
+    moves_waiting: u32,
 }
 
 impl From<m::ClusterStatusReply> for StatusView {
@@ -85,11 +119,25 @@ impl From<m::ClusterStatusReply> for StatusView {
             chunkservers: s.chunkservers,
             chunkservers_up: s.chunkservers_up,
             tasks: s.tasks,
+            copysets_degraded: s.copysets_degraded,
+            moves: s.moves,
+            moves_waiting: s.moves_waiting,
         }
     }
 }
 
 impl StatusView {
+    /// Copysets that lack a replica, and what is done about it.
+    fn degraded(&self) -> String {
+        if self.copysets_degraded == 0 && self.moves + self.moves_waiting == 0 {
+            return "none".to_owned();
+        }
+        format!(
+            "{} of {} copysets; {} replicas being rebuilt, {} waiting (ogee cluster moves)",
+            self.copysets_degraded, self.copysets, self.moves, self.moves_waiting
+        )
+    }
+
     /// As lines for people.
     #[must_use]
     pub(crate) fn text(&self) -> String {
@@ -99,6 +147,7 @@ impl StatusView {
             ("mds", self.mds.iter().map(mds).collect::<Vec<_>>().join(", ")),
             ("chunkservers", format!("{} of {} up", self.chunkservers_up, self.chunkservers)),
             ("copysets", format!("{} of {} with a leader", self.copysets_with_leader, self.copysets)),
+            ("degraded", self.degraded()),
             ("volumes", self.volumes.to_string()),
             ("tasks", self.tasks.to_string()),
         ];
@@ -120,6 +169,8 @@ struct ChunkserverView {
     leaders: u32,
     silent_ms: u64,
     disk_error: String,
+    /// `silent` or `asked` when it is given up, else empty.
+    out: String,
 }
 
 impl From<m::Chunkserver> for ChunkserverView {
@@ -137,6 +188,7 @@ impl From<m::Chunkserver> for ChunkserverView {
             leaders: c.leaders,
             silent_ms: c.silent_ms,
             disk_error: c.disk_error,
+            out: c.out,
         }
     }
 }
@@ -199,6 +251,10 @@ pub(crate) async fn run(context: &Context, command: ClusterCommand) -> Result<()
         ClusterCommand::Chunkservers => chunkservers(context).await,
         ClusterCommand::Copysets => copysets(context).await,
         ClusterCommand::Pools => run_pool(context, PoolCommand::Ls).await,
+        ClusterCommand::Out(ChunkserverArg { id }) => set_out(context, id, true).await,
+        ClusterCommand::In(ChunkserverArg { id }) => set_out(context, id, false).await,
+        ClusterCommand::Rm(ChunkserverArg { id }) => remove(context, id).await,
+        ClusterCommand::Moves(args) => moves::run(context, args.watch).await,
     }
 }
 
@@ -257,7 +313,7 @@ async fn chunkservers(context: &Context) -> Result<(), CliError> {
             table.row([
                 c.id.to_string(),
                 c.addr.clone(),
-                c.state.clone(),
+                if c.out.is_empty() { c.state.clone() } else { format!("{}, out ({})", c.state, c.out) },
                 c.pool.clone(),
                 c.zone.clone(),
                 ByteLen(c.free_bytes).to_string(),
@@ -269,6 +325,35 @@ async fn chunkservers(context: &Context) -> Result<(), CliError> {
         }
         format!("{table}{}", counted(list.len(), "chunkserver"))
     })
+}
+
+#[derive(Debug, Serialize)]
+struct OutView {
+    chunkserver: u32,
+    out: bool,
+}
+
+async fn set_out(context: &Context, id: u32, out: bool) -> Result<(), CliError> {
+    let doing = || format!("chunkserver {id}");
+    context.mds()?.set_out(m::SetOutRequest { chunkserver: id, out }).await.map_err(|e| call_failed(&doing(), &e))?;
+    context.out.result(&OutView { chunkserver: id, out }, |_| {
+        if out {
+            format!("chunkserver {id} is given up; its replicas are rebuilt elsewhere: ogee cluster moves --watch")
+        } else {
+            format!("chunkserver {id} is in use again")
+        }
+    })
+}
+
+#[derive(Debug, Serialize)]
+struct RemovedView {
+    removed: u32,
+}
+
+async fn remove(context: &Context, id: u32) -> Result<(), CliError> {
+    let removed = context.mds()?.remove_chunkserver(m::RemoveChunkserverRequest { chunkserver: id }).await;
+    removed.map_err(|e| call_failed(&format!("remove chunkserver {id}"), &e))?;
+    context.out.result(&RemovedView { removed: id }, |_| format!("chunkserver {id} is forgotten"))
 }
 
 async fn copysets(context: &Context) -> Result<(), CliError> {

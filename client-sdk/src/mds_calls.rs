@@ -66,6 +66,10 @@ rpcs! {
     pub get_layout(m::GetLayoutRequest) -> m::Layout;
     /// Gives a segment its placement, if it has none.
     pub allocate_segment(m::AllocateSegmentRequest) -> m::Layout;
+    /// Gives a chunkserver up, or takes it back.
+    pub set_out(m::SetOutRequest) -> m::Empty;
+    /// Forgets a chunkserver that is out and has no replicas.
+    pub remove_chunkserver(m::RemoveChunkserverRequest) -> m::Empty;
     /// Replicas of copysets, with addresses.
     pub get_copysets(m::GetCopysetsRequest) -> m::CopysetList;
 }
@@ -250,6 +254,14 @@ impl MdsClient {
     /// `unavailable`.
     pub async fn list_copysets(&self) -> Result<m::CopysetList, MdsCallError> {
         self.call("list_copysets", |mut c| async move { c.list_copysets(m::Empty {}).await }).await
+    }
+
+    /// Replicas that move to other chunkservers.
+    ///
+    /// # Errors
+    /// `unavailable`.
+    pub async fn list_moves(&self) -> Result<m::MoveList, MdsCallError> {
+        self.call("list_moves", |mut c| async move { c.list_moves(m::Empty {}).await }).await
     }
 
     /// The cluster at a glance.

@@ -6,6 +6,9 @@ use crate::logging;
 use crate::signals::StopSignals;
 use ogee_mds::{MdsConfig, PeerConfig};
 
+/// A dev cluster gives up a chunkserver that is silent for this long, as others do by default.
+const REBUILD_AFTER_SECONDS: u32 = 600;
+
 /// The line that lets an empty data directory become a member, as `dev_config` writes it.
 const BOOTSTRAP: &str = "bootstrap = true";
 
@@ -23,6 +26,7 @@ pub(crate) fn dev_config(daemon: &DevDaemon<'_>) -> Result<String, toml::ser::Er
         listen,
         bootstrap: true,
         metrics,
+        rebuild_after_seconds: REBUILD_AFTER_SECONDS,
         tls: tls.cloned(),
         peers,
     };

@@ -8,13 +8,22 @@ use std::io::IsTerminal;
 pub(crate) struct Progress(ProgressBar);
 
 impl Progress {
+    /// A bar that counts things, named by a word such as `rebuild`.
+    #[must_use]
+    pub(crate) fn items(name: &'static str, total: u64, quiet: bool) -> Self {
+        Self::with_template(name, total, quiet, "{msg} [{bar:32}] {pos}/{len} ETA {eta}")
+    }
+
     /// A bar for `total_bytes`, named by a word such as `import`.
     #[must_use]
     pub(crate) fn new(name: &'static str, total_bytes: u64, quiet: bool) -> Self {
+        Self::with_template(name, total_bytes, quiet, "{msg} [{bar:32}] {bytes}/{total_bytes} {binary_bytes_per_sec} ETA {eta}")
+    }
+
+    fn with_template(name: &'static str, total: u64, quiet: bool, template: &str) -> Self {
         let visible = !quiet && std::io::stderr().is_terminal();
         let target = if visible { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        let bar = ProgressBar::with_draw_target(Some(total_bytes), target);
-        let template = "{msg} [{bar:32}] {bytes}/{total_bytes} {binary_bytes_per_sec} ETA {eta}";
+        let bar = ProgressBar::with_draw_target(Some(total), target);
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style.progress_chars("=> "));
         }

@@ -360,4 +360,13 @@ impl Mds for Node {
     async fn list_copysets(&self, _: Request<Empty>) -> Answer<CopysetList> {
         absent()
     }
+    async fn set_out(&self, _: Request<SetOutRequest>) -> Answer<Empty> {
+        absent()
+    }
+    async fn remove_chunkserver(&self, _: Request<RemoveChunkserverRequest>) -> Answer<Empty> {
+        absent()
+    }
+    async fn list_moves(&self, _: Request<Empty>) -> Answer<MoveList> {
+        absent()
+    }
 }

@@ -217,6 +217,13 @@ impl DataDir {
         Ok(DataFile::new(file, path, self.faults.clone(), self.inner.counters.clone()))
     }
 
+    /// Whether a file or folder is where it was: a directory that somebody deleted under a running process still takes writes,
+    /// into files that nobody will find again.
+    #[must_use]
+    pub fn holds(&self, name: &str) -> bool {
+        self.path(name).exists()
+    }
+
     /// Size and room of the file system.
     ///
     /// # Errors

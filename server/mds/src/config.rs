@@ -14,6 +14,9 @@ use std::path::{Path, PathBuf};
 /// Most nodes of one MDS: five survive two losses.
 const NODES_MAX: usize = 5;
 
+/// Less than this is a pause of a busy machine.
+const REBUILD_AFTER_SECONDS_MIN: u32 = 3;
+
 /// The configuration of one node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -34,12 +37,20 @@ pub struct MdsConfig {
     /// asks for no password.
     #[serde(default)]
     pub metrics: Option<SocketAddr>,
+    /// A chunkserver that is silent for so many seconds is given up: its replicas are rebuilt on others. Default: 600, at
+    /// least 3. A planned restart should be over in less.
+    #[serde(default = "default_rebuild_after_seconds")]
+    pub rebuild_after_seconds: u32,
     /// TLS with other hosts, for gRPC and for Raft; by default none. See [`TlsConfig`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<TlsConfig>,
     /// All nodes, this one included, the same on all of them. Empty: this node is alone.
     #[serde(default)]
     pub peers: Vec<PeerConfig>,
+}
+
+fn default_rebuild_after_seconds() -> u32 {
+    600
 }
 
 /// A node of the MDS.
@@ -96,6 +107,9 @@ pub enum ConfigProblem {
     /// Port 0, or a wildcard without peers that say how to reach this node.
     #[error("listen = {0}: give the address and port that others connect to")]
     Listen(SocketAddr),
+    /// A moment's silence would move everything.
+    #[error("rebuild_after_seconds = {0}: at least {REBUILD_AFTER_SECONDS_MIN}")]
+    RebuildAfter(u32),
     /// The number of nodes gives no better majority than one less, or is too large.
     #[error("peers: {0} nodes; 1, 3 or 5 are possible")]
     PeerCount(usize),
@@ -143,6 +157,9 @@ impl MdsConfig {
         }
         if let Some(tls) = self.tls.as_ref().filter(|tls| !tls.dir.is_absolute()) {
             problems.push(ConfigProblem::RelativeTlsDir(tls.dir.clone()));
+        }
+        if self.rebuild_after_seconds < REBUILD_AFTER_SECONDS_MIN {
+            problems.push(ConfigProblem::RebuildAfter(self.rebuild_after_seconds));
         }
         if self.listen.port() == 0 || (self.peers.is_empty() && !is_reachable(self.listen)) {
             problems.push(ConfigProblem::Listen(self.listen));

@@ -49,5 +49,6 @@ async fn duty(core: &Core) -> Result<(), CallError> {
         core.propose(None, Command::FormCluster { cluster }).await?;
         tracing::info!(target: "controlpath", "the cluster was given its identity");
     }
+    core.look_after_replicas().await?;
     core.settle_snapshots().await
 }

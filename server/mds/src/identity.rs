@@ -113,6 +113,7 @@ mod tests {
         let temp = tempfile::tempdir().expect("temp dir");
         let dir = DataDir::open(temp.path()).expect("open");
         let config = |node, bootstrap| MdsConfig {
+            rebuild_after_seconds: 600,
             tls: None,
             node,
             cluster: "dev".into(),

@@ -19,6 +19,7 @@ mod log;
 mod machine;
 mod metrics;
 mod placement;
+mod rebuild;
 mod refusal;
 mod run;
 mod seeded;

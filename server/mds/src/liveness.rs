@@ -59,6 +59,7 @@ struct State {
     since: Option<Instant>,
     seen: HashMap<ChunkserverId, (Instant, Vitals)>,
     leaders: HashMap<CopysetId, ReportedLeader>,
+    applied: HashMap<(CopysetId, ChunkserverId), u64>,
 }
 
 /// See the module's documentation.
@@ -93,6 +94,21 @@ impl Liveness {
         if leader.term >= known.term {
             *known = leader;
         }
+    }
+
+    /// A replica says how far it is.
+    pub(crate) fn applies(&self, copyset: CopysetId, id: ChunkserverId, index: u64) {
+        self.lock().applied.insert((copyset, id), index);
+    }
+
+    /// How far a replica was when it was last heard of; 0: never.
+    pub(crate) fn applied(&self, copyset: CopysetId, id: ChunkserverId) -> u64 {
+        self.lock().applied.get(&(copyset, id)).copied().unwrap_or(0)
+    }
+
+    /// Whether it was heard of since this lead began.
+    pub(crate) fn heard_of(&self, id: ChunkserverId) -> bool {
+        self.lock().seen.contains_key(&id)
     }
 
     /// Who leads a copyset, as last reported.

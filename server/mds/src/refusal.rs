@@ -90,6 +90,8 @@ pub(crate) enum Refusal {
     WrongIdentity(ChunkserverId),
     #[error("the cluster has no identity yet; try again")]
     NotFormed,
+    #[error("{id} has {copysets} copysets; give it up first and wait until its replicas have moved: ogee cluster out")]
+    ChunkserverInUse { id: ChunkserverId, copysets: u32 },
 }
 
 fn list(names: &[String], more: bool) -> String {
@@ -124,7 +126,8 @@ impl Refusal {
             Self::Fenced { .. } => Kind::Fenced,
             Self::HasSnapshots { .. }
             | Self::HasClones { .. }
-            | Self::FolderNotEmpty { .. } => Kind::InUse,
+            | Self::FolderNotEmpty { .. }
+            | Self::ChunkserverInUse { .. } => Kind::InUse,
             Self::WrongOwner => Kind::WrongOwner,
             Self::TooDeep { .. } | Self::TooManySnapshots => Kind::Limit,
             Self::WrongCluster | Self::WrongIdentity(_) => Kind::WrongCluster,

@@ -142,8 +142,9 @@ impl Node {
         config: &MdsConfig,
         shutdown: impl Future<Output = ()> + Send,
     ) -> Result<(), MdsError> {
+        let rebuild_after = Duration::from_secs(config.rebuild_after_seconds.into());
         let nodes = config.nodes().iter().map(|n| NodeAddr { id: n.id, addr: n.addr.to_string() }).collect();
-        let core = Core::new(self.shared.clone(), Arc::new(GroupLog::new(self.group.clone())), nodes);
+        let core = Core::new(self.shared.clone(), Arc::new(GroupLog::new(self.group.clone())), nodes, rebuild_after);
         let _metrics = config.metrics.and_then(|addr| metrics::serve(addr, self.metrics(&core)));
         let (cluster, network) = (group_identity(&config.cluster), self.network.clone());
         let door = Door { node: config.node, cluster, raft: self.raft.clone(), network };

@@ -256,6 +256,35 @@ impl RaftGroup {
         membership.learner_ids().map(|id| (ReplicaId(id), process(&id))).collect()
     }
 
+    /// Voters and learners, by replica and process, once they are committed and as long as no change is under way.
+    #[must_use]
+    pub fn settled_members(&self) -> Option<(Members, Members)> {
+        let (changed, uniform, applied) = {
+            let metrics = self.0.metrics.borrow_watched();
+            let config = &metrics.membership_config;
+            (*config.log_id(), config.membership().get_joint_config().len() == 1, metrics.last_applied)
+        };
+        (uniform && changed.is_some() && changed <= applied).then(|| (self.members(), self.learners()))
+    }
+
+    /// Entries that another replica lacks, as this leader knows; `None` if it knows nothing of it.
+    #[must_use]
+    pub fn behind(&self, replica: ReplicaId) -> Option<u64> {
+        let metrics = self.0.metrics.borrow_watched();
+        let matching = metrics.replication.as_ref()?.get(&replica.0).copied().flatten()?;
+        Some(metrics.last_log_index.unwrap_or(0).saturating_sub(matching.index))
+    }
+
+    /// Takes a replica out that has no vote. Returns when the change is committed.
+    ///
+    /// # Errors
+    /// [`MembershipError`].
+    pub async fn remove_learner(&self, replica: ReplicaId) -> Result<(), MembershipError> {
+        let gone = ChangeMembers::RemoveNodes(BTreeSet::from([replica.0]));
+        let result = self.0.raft.change_membership(gone, false).await;
+        self.changed(result.err())
+    }
+
     /// Adds a replica without a vote; it starts to catch up. Returns when the change is committed.
     ///
     /// # Errors

@@ -247,6 +247,12 @@ impl RaftProcess {
         &self.links
     }
 
+    /// The log that all groups share.
+    #[must_use]
+    pub fn wal(&self) -> &Wal {
+        &self.wal
+    }
+
     /// Stops a replica and forgets it. Its log stays; [`Wal::remove_group`] removes it.
     pub async fn close_group(&self, group: u64) {
         let replica = self.groups.write().unwrap_or_else(PoisonError::into_inner).remove(&group).flatten();

@@ -6,8 +6,9 @@
 
 use super::copysets::{Copysets, Hosted};
 use super::mds_channel::MdsChannel;
+use super::moves::Moves;
 use crate::store::ChunkStore;
-use ogee_common::id::{CopysetId, LayerId, VolumeSeq};
+use ogee_common::id::{CopysetId, LayerId, ReplicaId, VolumeSeq};
 use ogee_common::limits::HEARTBEAT_INTERVAL;
 use ogee_disk::DataDir;
 use ogee_proto::data::{Command, DropVersionHead, SealHead};
@@ -68,6 +69,7 @@ pub(super) struct Control {
     pub(super) store: Arc<ChunkStore>,
     pub(super) book: Arc<PeerBook>,
     pub(super) wake: Arc<Notify>,
+    moves: Arc<Moves>,
     tasks: Mutex<Tasks>,
 }
 
@@ -89,7 +91,8 @@ impl Control {
         let ControlParts { own, uuid, addr, capacity_bytes, dir, mds, copysets, store, book } = parts;
         let wake = Arc::new(Notify::new());
         let tasks = Mutex::default();
-        Arc::new(Self { own, uuid, addr, capacity_bytes, dir, mds, copysets, store, book, wake, tasks })
+        let moves = Arc::default();
+        Arc::new(Self { own, uuid, addr, capacity_bytes, dir, mds, copysets, store, book, wake, moves, tasks })
     }
 
     fn tasks(&self) -> std::sync::MutexGuard<'_, Tasks> {
@@ -146,6 +149,18 @@ impl Control {
         if let Err(error) = self.copysets.follow(self.own, &reply.host, &reply.create).await {
             tracing::error!(error = &error as &dyn std::error::Error, "make copyset replicas");
         }
+        for nobodys in &reply.drop {
+            let (copyset, replica) = (CopysetId(nobodys.copyset), ReplicaId(nobodys.replica));
+            tokio::spawn(self.copysets.clone().drop_replica(copyset, replica));
+        }
+        if let Err(error) = self.copysets.join(&reply.join).await {
+            tracing::error!(error = &error as &dyn std::error::Error, "make replicas that join");
+        }
+        for order in &reply.moves {
+            if let Some(hosted) = self.copysets.get(CopysetId(order.copyset)) {
+                self.moves.follow(hosted, order);
+            }
+        }
         for task in reply.tasks {
             self.start(&task);
         }
@@ -173,6 +188,7 @@ impl Control {
             copysets: self.copysets.reports(),
             done: std::mem::take(&mut self.tasks().done),
             disk_error,
+            held: self.copysets.held(),
         }
     }
 

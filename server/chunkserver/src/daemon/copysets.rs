@@ -20,8 +20,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// Replicas of this process: key copyset id (4 bytes, big endian), value format version (1 byte) and replica id (8
 /// bytes, little endian).
 const TABLE_REPLICA: Table = Table::new(32, "replica");
+/// Replicas that are being deleted, rows as in [`TABLE_REPLICA`]: what a crash leaves is deleted at the next start.
+const TABLE_DROPPING: Table = Table::new(34, "dropping");
 /// Format version of a row.
 const ROW_VERSION: u8 = 1;
+/// How often a closing replica is looked at.
+const CLOSE_POLL: std::time::Duration = std::time::Duration::from_millis(20);
 /// More rows than a chunkserver may ever have.
 const ROWS_MAX: usize = 65_536;
 
@@ -48,6 +52,8 @@ struct Replicas {
     ready: HashSet<CopysetId>,
     /// Listed by the MDS as existing, but not here.
     lost: HashSet<CopysetId>,
+    /// Being deleted.
+    dropping: HashSet<CopysetId>,
 }
 
 /// All hosted replicas.
@@ -92,6 +98,12 @@ impl Copysets {
     /// # Errors
     /// [`DaemonErrorKind::Disk`].
     pub(super) async fn open_all(&self) -> Result<(), DaemonError> {
+        let left = self.meta.scan_prefix(TABLE_DROPPING, &[], ROWS_MAX);
+        for (key, value) in left.map_err(|e| self.fail("list deleted replicas in", e.into()))? {
+            let (copyset, replica) =
+                decode_row(&key, &value).ok_or_else(|| self.fail("decode replica row in", BadRow.into()))?;
+            self.delete(copyset, replica).await?;
+        }
         let rows = self
             .meta
             .scan_prefix(TABLE_REPLICA, &[], ROWS_MAX)
@@ -154,6 +166,96 @@ impl Copysets {
         Ok(())
     }
 
+    /// Makes replicas that join groups which exist, and makes them known.
+    ///
+    /// # Errors
+    /// [`DaemonErrorKind::Disk`].
+    pub(super) async fn join(&self, wanted: &[mds::Join]) -> Result<(), DaemonError> {
+        for join in wanted {
+            let id = CopysetId(join.copyset);
+            if self.table().dropping.contains(&id) {
+                continue;
+            }
+            match self.get(id) {
+                Some(hosted) if hosted.replica.0 == join.replica => {}
+                Some(hosted) => {
+                    tracing::info!(copyset = %id, have = %hosted.replica, wanted = join.replica, "an old replica has to go first");
+                    continue;
+                }
+                None if join.create => {
+                    self.create(id, ReplicaId(join.replica)).await?;
+                }
+                None => {
+                    tracing::error!(copyset = %id, replica = join.replica, "the MDS expects a replica that is not on this disk");
+                    continue;
+                }
+            }
+            self.table().ready.insert(id);
+        }
+        Ok(())
+    }
+
+    /// Everything on the disk: copysets and replicas.
+    pub(super) fn held(&self) -> Vec<mds::HeldReplica> {
+        let held = |h: &Hosted| mds::HeldReplica { copyset: h.copyset.0, replica: h.replica.0 };
+        self.table().open.values().map(held).collect()
+    }
+
+    /// Deletes a replica that is nobody's any more. Until its data is gone, no other replica of its copyset is made here.
+    pub(super) async fn drop_replica(self: Arc<Self>, copyset: CopysetId, replica: ReplicaId) {
+        let hosted = {
+            let mut table = self.table();
+            match table.open.get(&copyset) {
+                Some(hosted) if hosted.replica == replica => {}
+                _ => return,
+            }
+            table.dropping.insert(copyset);
+            table.ready.remove(&copyset);
+            table.open.remove(&copyset)
+        };
+        tracing::warn!(%copyset, %replica, "the MDS has this replica deleted: its group lives on without it");
+        if let Err(error) = self.take_down(copyset, replica, hosted).await {
+            let error = &error as &dyn std::error::Error;
+            tracing::error!(%copyset, %replica, error, "delete replica; tried again at the next start");
+            return;
+        }
+        self.table().dropping.remove(&copyset);
+        tracing::info!(%copyset, %replica, "replica deleted");
+    }
+
+    async fn take_down(&self, copyset: CopysetId, replica: ReplicaId, hosted: Option<Hosted>) -> Result<(), DaemonError> {
+        // From here on a restart deletes it instead of opening it.
+        let (key, value) = encode_row(copyset, replica);
+        let mut batch = Batch::new();
+        batch.delete(TABLE_REPLICA, &key);
+        batch.put(TABLE_DROPPING, &key, &value);
+        self.meta.write(batch, Durability::Synced).map_err(|e| self.fail("record deleted replica in", e.into()))?;
+        self.process.close_group(u64::from(copyset.0)).await;
+        if let Some(hosted) = hosted {
+            let store = Arc::downgrade(&hosted.store);
+            drop(hosted);
+            // Requests that are under way hold the store; they end by themselves.
+            while store.strong_count() > 0 {
+                tokio::time::sleep(CLOSE_POLL).await;
+            }
+        }
+        self.delete(copyset, replica).await
+    }
+
+    /// Deletes what a replica left, log and data. Its group is not open.
+    async fn delete(&self, copyset: CopysetId, replica: ReplicaId) -> Result<(), DaemonError> {
+        let removed = self.process.wal().remove_group(u64::from(copyset.0)).await;
+        removed.map_err(|e| self.fail("delete the log of a replica in", e.into()))?;
+        let store = self.store.clone();
+        let removed = tokio::task::spawn_blocking(move || store.remove_copyset(copyset)).await;
+        let removed = removed.map_err(|e| self.fail("delete the data of a replica in", e.into()))?;
+        removed.map_err(|e| self.fail("delete the data of a replica in", e.into()))?;
+        let (key, _) = encode_row(copyset, replica);
+        let mut batch = Batch::new();
+        batch.delete(TABLE_DROPPING, &key);
+        self.meta.write(batch, Durability::Synced).map_err(|e| self.fail("record deleted replica in", e.into()))
+    }
+
     async fn create(&self, copyset: CopysetId, replica: ReplicaId) -> Result<Hosted, DaemonError> {
         let mut batch = Batch::new();
         let (key, value) = encode_row(copyset, replica);
@@ -172,7 +274,12 @@ impl Copysets {
         ready
             .map(|h| {
                 let leader = h.group.leader();
+                let settled = if h.group.is_leader() { h.group.settled_members() } else { None };
+                let (voters, learners) = settled.unwrap_or_default();
+                let ids = |members: Members| members.into_keys().map(|replica| replica.0).collect();
                 mds::CopysetReport {
+                    voters: ids(voters),
+                    learners: ids(learners),
                     copyset: h.copyset.0,
                     replica: h.replica.0,
                     leader: leader.process,

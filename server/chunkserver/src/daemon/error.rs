@@ -49,6 +49,9 @@ pub(super) enum Reason {
     /// The MDS knows another id for this disk.
     #[error("the MDS knows this disk under another id or cluster")]
     IdentityMismatch,
+    /// Deleted, or its disk was taken out.
+    #[error("the data directory is gone: its superblock is not there any more")]
+    DirectoryGone,
     /// The log can be written no more.
     #[error("the write-ahead log failed; see the log above for the cause")]
     LogPoisoned,

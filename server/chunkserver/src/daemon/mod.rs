@@ -12,6 +12,7 @@ mod data_server;
 mod error;
 mod mds_channel;
 mod metrics;
+mod moves;
 mod run;
 mod schedule;
 mod sessions;

@@ -31,6 +31,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+/// The data directory is looked for this often.
+const DIRECTORY_LOOK: Duration = Duration::from_secs(1);
 /// Pause between two attempts to register.
 const REGISTER_PAUSE: Duration = Duration::from_millis(300);
 
@@ -46,6 +48,7 @@ pub async fn run(config: ChunkserverConfig, shutdown: impl Future<Output = ()>) 
 struct Process {
     own: u32,
     path: std::path::PathBuf,
+    dir: DataDir,
     listener: net::Listener,
     network: Network,
     server: Arc<DataServer>,
@@ -106,6 +109,7 @@ impl Process {
             copysets: copysets.clone(),
             sessions,
         });
+        let own_dir = dir.clone();
         let control = Control::new(ControlParts {
             own,
             uuid: superblock.uuid,
@@ -120,7 +124,7 @@ impl Process {
         let upkeep = Upkeep { copysets: copysets.clone(), control: control.clone(), book, meta, wal: wal.clone() };
         tracing::info!(chunkserver = %superblock.id, listen = %config.listen, zone = config.zone, "chunkserver serves");
         let _metrics = config.metrics.and_then(|addr| metrics::serve(addr, metrics));
-        Ok(Self { own, path, listener, network, server, copysets, control, upkeep, wal, _metrics })
+        Ok(Self { own, path, dir: own_dir, listener, network, server, copysets, control, upkeep, wal, _metrics })
     }
 
     async fn serve(self, shutdown: impl Future<Output = ()>) -> Result<(), DaemonError> {
@@ -131,6 +135,12 @@ impl Process {
         let mut ended = self.wal.ended();
         let outcome = tokio::select! {
             () = shutdown => Ok(()),
+            () = directory_gone(&self.dir) => Err(DaemonError {
+                kind: DaemonErrorKind::Disk,
+                verb: "go on in",
+                path: self.path,
+                source: Reason::DirectoryGone.into(),
+            }),
             why = log_end(&mut ended) => Err(DaemonError {
                 kind: DaemonErrorKind::Disk,
                 verb: "write log in",
@@ -229,6 +239,13 @@ fn accept_identity(
         return Ok(known);
     }
     if known == superblock { Ok(known) } else { Err(identity(config, Reason::IdentityMismatch.into())) }
+}
+
+/// Waits until somebody has deleted the data directory, or its disk was taken out.
+async fn directory_gone(dir: &DataDir) {
+    while Superblock::is_in_place(dir) {
+        tokio::time::sleep(DIRECTORY_LOOK).await;
+    }
 }
 
 /// Waits until the log has ended and says why.

@@ -39,6 +39,11 @@ pub(super) struct Superblock {
 }
 
 impl Superblock {
+    /// Whether the superblock is still where it was read.
+    pub(super) fn is_in_place(dir: &DataDir) -> bool {
+        dir.holds(FILE)
+    }
+
     fn encode(&self) -> [u8; BYTES] {
         let mut out = [0u8; BYTES];
         out[..8].copy_from_slice(&MAGIC);

@@ -64,6 +64,14 @@ impl<K: Hash + Eq + Copy, V: Clone> ClockCache<K, V> {
         }
     }
 
+    /// Removes every entry whose key does not hold.
+    pub(crate) fn retain(&mut self, keep: impl Fn(&K) -> bool) {
+        let gone: Vec<K> = self.places.keys().filter(|key| !keep(key)).copied().collect();
+        for key in gone {
+            self.remove(&key);
+        }
+    }
+
     /// Frees the first place whose entry was not used since the hand last passed; ends within two rounds.
     fn evict(&mut self) -> usize {
         loop {

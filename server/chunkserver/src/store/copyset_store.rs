@@ -54,6 +54,19 @@ pub(crate) enum Known {
     Unknown,
 }
 
+/// The last one out takes along what the process keeps for it: whoever opens the copyset next may be another replica, whose
+/// rows and files have the same names.
+impl Drop for CopysetStore {
+    fn drop(&mut self) {
+        let (rows, files) = self.state.get_mut().unwrap_or_else(PoisonError::into_inner).counted;
+        self.process.dirty_rows.fetch_sub(rows, Ordering::Relaxed);
+        self.process.dirty_files.fetch_sub(files, Ordering::Relaxed);
+        let own = self.id;
+        self.process.with_rows(|cache| cache.retain(|(copyset, _)| *copyset != own));
+        self.process.with_files(|cache| cache.retain(|(copyset, _)| *copyset != own));
+    }
+}
+
 impl CopysetStore {
     pub(crate) fn new(process: Arc<ChunkStore>, id: CopysetId) -> Arc<Self> {
         let (gate, repairing) = (tokio::sync::Mutex::new(()), tokio::sync::Mutex::new(()));
@@ -300,13 +313,5 @@ impl CopysetStore {
     /// Key of a layer's record.
     pub(crate) fn layer_key(&self, layer: LayerId) -> Vec<u8> {
         layer_key(self.id, layer)
-    }
-}
-
-impl Drop for CopysetStore {
-    fn drop(&mut self) {
-        let (rows, files) = self.state().counted;
-        self.process.dirty_rows.fetch_sub(rows, Ordering::Relaxed);
-        self.process.dirty_files.fetch_sub(files, Ordering::Relaxed);
     }
 }

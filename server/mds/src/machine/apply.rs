@@ -7,11 +7,12 @@
 use super::attach::WantedSegment;
 use super::clones::NewClone;
 use super::command::{Answer, Command, Envelope, Outcome, decode_answer, encode_answer};
+use super::moves::NewMove;
 use super::namespace::NewVolume;
 use super::row::{Counter, RequestOrderRow, RequestRow};
 use super::snapshots::NewSnapshot;
 use super::tx::{RowError, Tx};
-use super::{Halt, Step, attach, clones, groups, namespace, snapshots, tasks, topology};
+use super::{Halt, Step, attach, clones, groups, moves, namespace, snapshots, tasks, topology};
 use ogee_common::id::PoolId;
 
 /// Answers kept for repeated requests.
@@ -107,5 +108,14 @@ fn run(tx: &mut Tx<'_>, command: &Command, now_unix_ms: u64) -> Step<Outcome> {
             Ok(Outcome::Done)
         }
         Command::CreatePool { name, replicas, copysets } => topology::create_pool(tx, name, *replicas, copysets),
+        Command::SetOut { chunkserver, reason } => moves::set_out(tx, *chunkserver, *reason, now_unix_ms),
+        Command::StartMove { copyset, conf_epoch, removed, to } => {
+            let (copyset, conf_epoch, removed, to) = (*copyset, *conf_epoch, *removed, *to);
+            moves::start(tx, &NewMove { copyset, conf_epoch, removed, to, now_unix_ms })
+        }
+        Command::CancelMove { copyset, added } => moves::cancel(tx, *copyset, *added),
+        Command::FinishMove { copyset, added } => moves::finish(tx, *copyset, *added),
+        Command::RemoveChunkserver { chunkserver } => moves::remove_chunkserver(tx, *chunkserver),
+        Command::EndMove { copyset, added } => moves::end_cancelled(tx, *copyset, *added),
     }
 }

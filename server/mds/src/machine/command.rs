@@ -4,7 +4,7 @@
 //! Invariant: everything that a replica cannot compute by itself (time, random choices, which client is alive) is in
 //! the command, so that applying it gives the same rows everywhere. Names were checked where they entered.
 
-use super::row::Hold;
+use super::row::{Hold, OutReason};
 use crate::refusal::Refusal;
 use ogee_common::id::{
     AttachEpoch, ChunkserverId, CopysetId, LayerId, PoolId, ReplicaId, SegmentIndex, SnapshotGroupId, VolumeId,
@@ -126,6 +126,18 @@ pub(crate) enum Command {
     ConfirmGroup { group: SnapshotGroupId },
     /// Nobody knows whether the cut is exact: its snapshots go. What was confirmed stays.
     DropGroup { group: SnapshotGroupId },
+    /// Gives a chunkserver up, or with `None` takes it back.
+    SetOut { chunkserver: ChunkserverId, reason: Option<OutReason> },
+    /// Begins to replace a replica by one elsewhere.
+    StartMove { copyset: CopysetId, conf_epoch: u64, removed: ReplicaId, to: ChunkserverId },
+    /// Gives a move up.
+    CancelMove { copyset: CopysetId, added: ReplicaId },
+    /// The group has the new members.
+    FinishMove { copyset: CopysetId, added: ReplicaId },
+    /// The group has the old members again.
+    EndMove { copyset: CopysetId, added: ReplicaId },
+    /// Forgets a chunkserver that is out and has nothing.
+    RemoveChunkserver { chunkserver: ChunkserverId },
 }
 
 /// What a command did.

@@ -23,6 +23,7 @@ pub(crate) mod groups;
 pub(crate) mod info;
 pub(crate) mod key;
 pub(crate) mod layers;
+pub(crate) mod moves;
 pub(crate) mod namespace;
 pub(crate) mod row;
 pub(crate) mod snapshots;

@@ -18,7 +18,8 @@ mod topology;
 
 pub(crate) use groups::{GroupMember, GroupedRow, SnapshotGroupRow};
 pub(crate) use topology::{
-    ChunkserverRow, ChunkserverUuidRow, CopysetRow, HostedRow, PoolNameRow, PoolRow, ReplicaRow,
+    ChunkserverRow, ChunkserverUuidRow, CopysetRow, HostedRow, MoveRow, MoveState, OutReason, OutRow, PoolNameRow,
+    PoolRow, ReplicaRow,
 };
 
 /// A row of a table.
@@ -69,6 +70,8 @@ tables! {
     RequestOrderRow = 23 "requests in order" key u64,
     SnapshotGroupRow = 24 "snapshot groups under way" key SnapshotGroupId,
     GroupedRow = 25 "groups of snapshots" key VolumeSnapshotId,
+    MoveRow = 26 "moves" key CopysetId,
+    OutRow = 27 "chunkservers out" key ChunkserverId,
 }
 
 /// How far the log is applied. Written in the batch of every entry.

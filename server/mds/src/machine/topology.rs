@@ -4,6 +4,7 @@
 //! are never reused (INV); a replica that was seen once is never made from nothing again (INV: a wiped disk can only
 //! join as a new learner); the replicas of a copyset lie in distinct zones, also if zones changed while it was planned.
 
+use super::moves;
 use super::Step;
 use super::command::{Outcome, Registration};
 use super::row::{
@@ -123,11 +124,12 @@ pub(crate) fn created(tx: &mut Tx<'_>, replicas: &[(CopysetId, ReplicaId)]) -> S
             known.created = true;
         }
         tx.put(copyset, &row);
+        moves::created(tx, *copyset, *replica)?;
     }
     Ok(Outcome::Done)
 }
 
-/// The copysets that a chunkserver has a replica of.
+/// The copysets that a chunkserver has a replica of, or is to get one of.
 pub(crate) fn hosted(tx: &Tx<'_>, id: ChunkserverId) -> Step<Vec<(CopysetId, CopysetRow)>> {
     let mut rows = vec![];
     for ((_, copyset), HostedRow) in tx.scan::<HostedRow>(&id, None, usize::MAX)? {

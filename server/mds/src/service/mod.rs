@@ -9,6 +9,7 @@ pub(crate) mod attach;
 pub(crate) mod convert;
 pub(crate) mod groups;
 pub(crate) mod hold;
+pub(crate) mod moves;
 pub(crate) mod names;
 pub(crate) mod ops;
 pub(crate) mod rpc;
@@ -57,11 +58,13 @@ pub(crate) struct Core {
     pub(crate) ops: VolumeOps,
     /// Counts reports of done layer tasks.
     pub(crate) progress: watch::Sender<u64>,
+    /// A chunkserver that is silent for this long is given up.
+    pub(crate) rebuild_after: Duration,
 }
 
 impl Core {
     /// The shared part of a node's service.
-    pub(crate) fn new(shared: Arc<Shared>, log: Arc<dyn ReplicatedLog>, nodes: Vec<NodeAddr>) -> Arc<Self> {
+    pub(crate) fn new(shared: Arc<Shared>, log: Arc<dyn ReplicatedLog>, nodes: Vec<NodeAddr>, rebuild_after: Duration) -> Arc<Self> {
         Arc::new(Self {
             shared,
             log,
@@ -70,6 +73,7 @@ impl Core {
             live: Liveness::default(),
             ops: VolumeOps::default(),
             progress: watch::Sender::new(0),
+            rebuild_after,
         })
     }
 

@@ -82,6 +82,8 @@ calls! {
         get_layout(GetLayoutRequest) -> Layout;
         allocate_segment(AllocateSegmentRequest) -> Layout;
         get_copysets(GetCopysetsRequest) -> CopysetList;
+        set_out(SetOutRequest) -> Empty;
+        remove_chunkserver(RemoveChunkserverRequest) -> Empty;
     }
     // Not for who has only a client's certificate.
     daemons {
@@ -92,6 +94,7 @@ calls! {
         list_chunkservers -> ChunkserverList;
         list_pools -> PoolList;
         list_copysets -> CopysetList;
+        list_moves -> MoveList;
         cluster_status -> ClusterStatusReply;
     }
 }

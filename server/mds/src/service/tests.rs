@@ -75,7 +75,7 @@ fn service(bench: Bench) -> (Arc<Core>, Arc<LocalLog>) {
     let machine = Arc::new(Mutex::new(bench.machine));
     let log = Arc::new(LocalLog { machine, next, lead: watch::Sender::new(leads()) });
     let nodes = vec![super::NodeAddr { id: 2, addr: "10.0.0.2:7000".into() }];
-    (Core::new(bench.shared, log.clone(), nodes), log)
+    (Core::new(bench.shared, log.clone(), nodes, std::time::Duration::from_secs(600)), log)
 }
 
 /// Lets the duties run until they wait for the next round.

@@ -4,7 +4,7 @@ use super::status::CallError;
 use super::{Core, convert, names};
 use crate::liveness::{Health, ReportedLeader, Vitals};
 use crate::machine::command::{Command, Outcome, Registration};
-use crate::machine::row::{ChunkserverRow, ClusterRow, CopysetRow, PoolNameRow, PoolRow, TaskRow, TaskTodoRow, VolumeRow};
+use crate::machine::row::{ChunkserverRow, ClusterRow, CopysetRow, OutRow, PoolNameRow, PoolRow, TaskRow, TaskTodoRow, VolumeRow};
 use crate::machine::{tasks, topology};
 use crate::placement::{self, Disk};
 use crate::refusal::Refusal;
@@ -91,6 +91,7 @@ impl Core {
         for report in &r.copysets {
             let leader = ReportedLeader { chunkserver: ChunkserverId(report.leader), term: Term(report.term) };
             self.live.leads(CopysetId(report.copyset), leader);
+            self.live.applies(CopysetId(report.copyset), id, report.applied);
         }
         self.take_reports(id, &row, &r).await?;
         self.orders(id, &row, &r)
@@ -111,10 +112,12 @@ impl Core {
             .filter(|(_, replica)| replica.chunkserver == id && !replica.created)
             .filter(|(copyset, replica)| reported.get(&copyset.0) == Some(&replica.replica.0))
             .map(|(copyset, replica)| (copyset, replica.replica))
+            .chain(self.joined(id, &hosted, &reported)?)
             .collect();
         if !replicas.is_empty() {
             self.propose(None, Command::ReplicasCreated { replicas }).await?;
         }
+        self.settle_moves(id, &r.copysets).await?;
         let done = r.done.iter().take(DONE_PER_HEARTBEAT_MAX).map(|d| (d.task, CopysetId(d.copyset)));
         let done = self.read(|tx| {
             let mut known = vec![];
@@ -175,8 +178,16 @@ impl Core {
                 .filter(|replica| replica.chunkserver == id && !replica.created)
                 .map(|replica| replica.replica.0)
                 .collect();
+            let orders = self.move_orders(tx, id, &hosted, r, &addrs)?;
             Ok(mds::HeartbeatReply {
-                host: hosted.iter().map(|(id, row)| self.copyset(*id, row, &addrs)).collect(),
+                join: orders.join,
+                moves: orders.moves,
+                drop: orders.drop,
+                host: hosted
+                    .iter()
+                    .filter(|(_, row)| row.replicas.iter().any(|r| r.chunkserver == id))
+                    .map(|(id, row)| self.copyset(*id, row, &addrs))
+                    .collect(),
                 create,
                 tasks: work.into_iter().map(|(id, (row, copysets))| convert::task(id, &row, copysets)).collect(),
                 peers: addrs.iter().map(|(id, addr)| mds::Peer { chunkserver: id.0, addr: addr.clone() }).collect(),
@@ -235,11 +246,12 @@ impl Core {
         let rows = self.read(|tx| {
             let mut rows = vec![];
             for (id, row) in tx.scan::<ChunkserverRow>(&(), None, usize::MAX)? {
-                rows.push((id, row, topology::hosted(tx, id)?.len()));
+                let out = tx.get::<OutRow>(&id)?.map_or("", |out| out.reason.as_str()).to_owned();
+                rows.push((id, row, topology::hosted(tx, id)?.len(), out));
             }
             Ok(rows)
         })?;
-        let show = |(id, row, copysets): (ChunkserverId, ChunkserverRow, usize)| {
+        let show = |(id, row, copysets, out): (ChunkserverId, ChunkserverRow, usize, String)| {
             let (vitals, silent) = self.live.vitals(id);
             let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
             mds::Chunkserver {
@@ -255,6 +267,7 @@ impl Core {
                 leaders: count(self.live.led_by(id)),
                 silent_ms: u64::try_from(silent.as_millis()).unwrap_or(u64::MAX),
                 disk_error: vitals.map_or_else(String::new, |v| v.disk_error),
+                out,
             }
         };
         Ok(mds::ChunkserverList { chunkservers: rows.into_iter().map(show).collect() })
@@ -271,7 +284,10 @@ impl Core {
             if tx.get::<PoolNameRow>(&name)?.is_some() {
                 return Err(Refusal::PoolTaken { name: name.clone() }.into());
             }
-            topology::chunkservers_of(tx, &name)
+            let mut servers = topology::chunkservers_of(tx, &name)?;
+            let out: HashMap<ChunkserverId, OutRow> = tx.scan::<OutRow>(&(), None, usize::MAX)?.into_iter().collect();
+            servers.retain(|(id, _)| !out.contains_key(id));
+            Ok(servers)
         })?;
         let disks: Vec<Disk> = servers.into_iter().map(|(id, row)| Disk { id, zone: row.zone }).collect();
         let wanted = match r.copysets {
@@ -321,6 +337,10 @@ impl Core {
         })?;
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let is_up = |id: ChunkserverId| self.live.health(id) == Health::Up;
+        let scene = self.scene()?;
+        let degraded = |row: &CopysetRow| {
+            scene.given_up(row) > 0 || row.replicas.iter().any(|r| !is_up(r.chunkserver))
+        };
         let led = |id: CopysetId| {
             let leader = self.live.leader(id).chunkserver;
             leader.0 != 0 && is_up(leader)
@@ -337,6 +357,9 @@ impl Core {
             chunkservers: count(servers.len()),
             chunkservers_up: count(servers.iter().filter(|(id, _)| is_up(*id)).count()),
             tasks: count(tasks),
+            copysets_degraded: count(copysets.iter().filter(|(_, row)| degraded(row)).count()),
+            moves: count(scene.moves.len()),
+            moves_waiting: count(scene.waiting()),
         })
     }
 }

@@ -125,6 +125,7 @@ impl Cluster {
         let addrs: Vec<SocketAddr> = listeners.iter().map(|l| l.local_addr().expect("address")).collect();
         let peers: Vec<PeerConfig> = (1..).zip(&addrs).map(|(id, addr)| PeerConfig { id, addr: *addr }).collect();
         let config = |(node, (dir, listen)): (u32, (&TempDir, &SocketAddr))| MdsConfig {
+            rebuild_after_seconds: REBUILD_AFTER_SECONDS,
             tls: None,
             node,
             cluster: "test".into(),
@@ -171,6 +172,9 @@ impl Cluster {
         .await
     }
 }
+
+/// The nodes give up a chunkserver that is silent for this long.
+pub const REBUILD_AFTER_SECONDS: u32 = 6;
 
 pub fn client(addr: SocketAddr) -> Client {
     let endpoint = Endpoint::from_shared(format!("http://{addr}")).expect("a URI");
@@ -238,6 +242,7 @@ impl Server {
                 term: 1,
                 applied: 1,
                 conf_epoch: 1,
+                ..m::CopysetReport::default()
             };
             replicas.iter().map(report).collect()
         };
@@ -250,6 +255,7 @@ impl Server {
             copysets,
             done: done.clone(),
             disk_error: String::new(),
+            held: vec![],
         };
         let reply = client.heartbeat(request).await?.into_inner();
         done.clear();

@@ -66,3 +66,53 @@ pub(crate) struct CopysetRow {
 /// The chunkserver of the key has a replica of the copyset of the key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct HostedRow;
+
+/// Whether a move goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum MoveState {
+    /// The new replica is made, catches up and becomes a voter instead of the old one.
+    Adding,
+    /// The new replica is to be taken out of the group again.
+    Cancelling,
+}
+
+/// A copyset gets a new replica instead of one that is given up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MoveRow {
+    /// The replica that goes.
+    pub(crate) removed: ReplicaId,
+    /// The replica that comes.
+    pub(crate) added: ReplicaRow,
+    /// How far it is.
+    pub(crate) state: MoveState,
+    /// For people.
+    pub(crate) started_unix_ms: u64,
+}
+
+/// Why a chunkserver was given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum OutReason {
+    /// It was silent for long; it is taken back when it is heard of again.
+    Silent,
+    /// A person said so.
+    Asked,
+}
+
+impl OutReason {
+    /// The word in listings.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Silent => "silent",
+            Self::Asked => "asked",
+        }
+    }
+}
+
+/// The chunkserver of the key is given up: its replicas move away, and it gets no new ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct OutRow {
+    /// Why.
+    pub(crate) reason: OutReason,
+    /// For people.
+    pub(crate) since_unix_ms: u64,
+}

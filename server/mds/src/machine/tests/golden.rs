@@ -136,6 +136,13 @@ fn other_rows(l: &mut Lines) {
     let members = vec![member(8, Hold::Held, None), member(9, Hold::Bypassed, Some(6))];
     l.row(&SnapshotGroupId(2), &SnapshotGroupRow { members });
     l.row(&VolumeSnapshotId(8), &GroupedRow(SnapshotGroupId(2)));
+    let (removed, added) = (ReplicaId(2), replica(9));
+    for (copyset, state) in [(1, MoveState::Adding), (2, MoveState::Cancelling)] {
+        l.row(&CopysetId(copyset), &MoveRow { removed, added, state, started_unix_ms: 1000 });
+    }
+    for (id, reason) in [(1, OutReason::Silent), (2, OutReason::Asked)] {
+        l.row(&ChunkserverId(id), &OutRow { reason, since_unix_ms: 1000 });
+    }
 }
 
 #[test]
@@ -185,6 +192,12 @@ fn commands() -> Vec<Command> {
         Command::CreateGroup { parts },
         Command::ConfirmGroup { group },
         Command::DropGroup { group },
+        Command::SetOut { chunkserver: ChunkserverId(4), reason: Some(OutReason::Asked) },
+        Command::StartMove { copyset: CopysetId(1), conf_epoch: 2, removed: ReplicaId(3), to: ChunkserverId(4) },
+        Command::CancelMove { copyset: CopysetId(1), added: ReplicaId(9) },
+        Command::FinishMove { copyset: CopysetId(1), added: ReplicaId(9) },
+        Command::EndMove { copyset: CopysetId(1), added: ReplicaId(9) },
+        Command::RemoveChunkserver { chunkserver: ChunkserverId(4) },
     ]
 }
 

@@ -1,8 +1,9 @@
-//! Tests of the state machine: by rule (`rules`, `groups`), against an oracle of what volumes hold (`oracle`), of replay and
+//! Tests of the state machine: by rule (`rules`, `groups`, `moves`), against an oracle of what volumes hold (`oracle`), of replay and
 //! snapshots (`replay`), of formats (`golden`).
 
 mod golden;
 mod groups;
+mod moves;
 mod oracle;
 mod replay;
 mod rules;
