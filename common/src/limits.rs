@@ -222,6 +222,8 @@ pub const SPACE_RESERVE_BYTES: u64 = 1 << 30;
 pub const HORIZON_ENTRIES: u64 = 16_384;
 /// Bytes of one answer to a replica that installs a Raft snapshot (4 MiB): three to four full metadata rows.
 pub const FETCH_BYTES_MAX: usize = 4 << 20;
+/// Bytes per second that all rebuilds of a chunkserver fetch from others, unless configured otherwise.
+pub const INSTALL_BYTES_PER_SECOND: u64 = 128 << 20;
 /// Pause before a write of a committed entry that met a full disk is tried again.
 pub const NO_SPACE_PAUSE: Duration = Duration::from_millis(500);
 /// A read waits this long for a write to the same pages that cannot finish, then is answered "not ready".

@@ -61,6 +61,13 @@ fn hosts(cluster: &Cluster) -> Result<Vec<BTreeSet<u64>>> {
     list.as_array().context("a list")?.iter().map(of).collect()
 }
 
+/// How many copysets each chunkserver leads, except for the one that is out.
+fn leads(cluster: &Cluster, out: u64) -> Result<Vec<u64>> {
+    let list = cluster.json(&["cluster", "chunkservers", "--json"])?;
+    let servers = list.as_array().context("a list")?.iter().filter(|c| c["id"] != out);
+    servers.map(|c| c["leaders"].as_u64().context("a number")).collect()
+}
+
 /// Waits until nothing is left to move and nobody is on `gone`; what the rest of the cluster looks like then is checked.
 fn wait_whole(cluster: &Cluster, gone: u64) -> Result<Duration> {
     let start = clock::now();
@@ -136,6 +143,14 @@ async fn a_lost_disk_is_rebuilt_and_a_good_one_drained() -> Result<()> {
     let back = wait_whole(&cluster, fresh)?;
     more_operations(&load, &running, 200).await?;
 
+    // Whoever is in leads about as much as the others, and nobody notices how that came about.
+    let even = wait_for("leads to be even", REBUILD_MAX, || {
+        let leads = leads(&cluster, fresh)?;
+        let (least, most) = (leads.iter().min().context("some")?, leads.iter().max().context("some")?);
+        Ok((most - least <= 1).then(|| leads.clone()))
+    })?;
+    more_operations(&load, &running, 200).await?;
+
     // The new replicas are as good as the old ones: the only other one of many chunks is killed.
     cluster.kill("cs-1")?;
     more_operations(&load, &running, 200).await?;
@@ -144,6 +159,6 @@ async fn a_lost_disk_is_rebuilt_and_a_good_one_drained() -> Result<()> {
     volume.detach().await?;
     cluster.revive()?;
     cluster.shut_down()?;
-    eprintln!("lost disk rebuilt in {rebuilt:?}, good one drained in {moved:?}, and back in {back:?}");
+    eprintln!("lost disk rebuilt in {rebuilt:?}, good one drained in {moved:?}, and back in {back:?}; leads {even:?}");
     Ok(())
 }

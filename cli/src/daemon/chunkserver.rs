@@ -9,6 +9,9 @@ use ogee_chunkserver::ChunkserverConfig;
 /// Memory for page metadata of a dev chunkserver: enough for 64 GiB of data, and several run on one machine.
 const METADATA_CACHE_MIB: u32 = 64;
 
+/// Of each chunkserver of a dev cluster, as of others by default.
+const REBUILD_MIB_PER_SECOND: u32 = 128;
+
 /// The configuration of chunkserver `number` of a dev cluster: every one is a zone of its own.
 ///
 /// # Errors
@@ -25,6 +28,7 @@ pub(crate) fn dev_config(daemon: &DevDaemon<'_>) -> Result<String, toml::ser::Er
         capacity_bytes: None,
         reserve_bytes: None,
         metadata_cache_mib: METADATA_CACHE_MIB,
+        rebuild_mib_per_second: REBUILD_MIB_PER_SECOND,
         metrics,
         tls: tls.cloned(),
     };

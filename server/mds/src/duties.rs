@@ -50,5 +50,6 @@ async fn duty(core: &Core) -> Result<(), CallError> {
         tracing::info!(target: "controlpath", "the cluster was given its identity");
     }
     core.look_after_replicas().await?;
+    core.balance_leads()?;
     core.settle_snapshots().await
 }

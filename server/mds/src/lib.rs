@@ -8,6 +8,7 @@
 //! safety rests on is kept only in a leader's memory. Deliberately absent: data of volumes, chunk storage, any import of
 //! the chunkserver.
 
+mod balance;
 mod config;
 mod door;
 mod duties;

@@ -4,12 +4,16 @@
 //! replicated and a new leader starts empty; a chunkserver that this leader has not had the time to hear of counts as
 //! up; the leader of a copyset is that of the highest term reported. Bounded by the number of chunkservers and copysets.
 
+use crate::balance::HandOver;
 use ogee_common::clock::{self, Instant};
 use ogee_common::id::{ChunkserverId, CopysetId, Term};
 use ogee_common::limits::HEARTBEAT_DOWN_AFTER;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+/// A copyset that was asked to change hands is left alone for this long.
+const COOL_DOWN: Duration = Duration::from_secs(20);
 
 /// What a heartbeat says of a chunkserver.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,6 +64,10 @@ struct State {
     seen: HashMap<ChunkserverId, (Instant, Vitals)>,
     leaders: HashMap<CopysetId, ReportedLeader>,
     applied: HashMap<(CopysetId, ChunkserverId), u64>,
+    /// Since when a chunkserver has been heard of without a break.
+    steady: HashMap<ChunkserverId, Instant>,
+    /// Leads that are to change hands: who gives, who takes, since when.
+    hand_overs: HashMap<CopysetId, (HandOver, Instant)>,
 }
 
 /// See the module's documentation.
@@ -81,7 +89,14 @@ impl Liveness {
 
     /// A chunkserver was heard of.
     pub(crate) fn heard(&self, id: ChunkserverId, vitals: Vitals) {
-        self.lock().seen.insert(id, (clock::now(), vitals));
+        let mut state = self.lock();
+        let now = clock::now();
+        let well = vitals.disk_error.is_empty();
+        let before = state.seen.insert(id, (now, vitals));
+        let broke = before.is_none_or(|(at, _)| now.saturating_duration_since(at) >= HEARTBEAT_DOWN_AFTER);
+        if broke || !well {
+            state.steady.insert(id, now);
+        }
     }
 
     /// A chunkserver says who leads a copyset.
@@ -104,6 +119,43 @@ impl Liveness {
     /// How far a replica was when it was last heard of; 0: never.
     pub(crate) fn applied(&self, copyset: CopysetId, id: ChunkserverId) -> u64 {
         self.lock().applied.get(&(copyset, id)).copied().unwrap_or(0)
+    }
+
+    /// Chunkservers that are up and have been for `least`.
+    pub(crate) fn steady(&self, least: Duration) -> HashSet<ChunkserverId> {
+        let state = self.lock();
+        let now = clock::now();
+        let silent = |id| state.seen.get(id).is_none_or(|(at, _)| now.saturating_duration_since(*at) >= HEARTBEAT_DOWN_AFTER);
+        let long = state.steady.iter().filter(|(id, at)| now.saturating_duration_since(**at) >= least && !silent(id));
+        long.map(|(id, _)| *id).collect()
+    }
+
+    /// Asks for hand-overs; they stand until [`Liveness::hand_overs_of`] has given them out for `COOL_DOWN`.
+    pub(crate) fn ask_hand_overs(&self, orders: Vec<HandOver>) {
+        let mut state = self.lock();
+        let now = clock::now();
+        state.hand_overs.retain(|_, (_, at)| now.saturating_duration_since(*at) < COOL_DOWN);
+        state.hand_overs.extend(orders.into_iter().map(|order| (order.copyset, (order, now))));
+    }
+
+    /// Whether a copyset was asked to change hands a while ago.
+    pub(crate) fn was_asked(&self, copyset: CopysetId) -> bool {
+        self.lock().hand_overs.contains_key(&copyset)
+    }
+
+    /// What a chunkserver should hand over now. Given out once: a lead that did not change hands is asked for again later.
+    pub(crate) fn hand_overs_of(&self, id: ChunkserverId) -> Vec<HandOver> {
+        let mut state = self.lock();
+        let own: Vec<CopysetId> = state.hand_overs.values().filter(|(o, _)| o.from == id).map(|(o, _)| o.copyset).collect();
+        let mut orders = vec![];
+        for copyset in own {
+            if let Some((order, _)) = state.hand_overs.get_mut(&copyset) {
+                orders.push(*order);
+                // It stays in the table, as nobody's, for the time of the cool-down.
+                order.from = ChunkserverId(0);
+            }
+        }
+        orders
     }
 
     /// Whether it was heard of since this lead began.

@@ -109,7 +109,9 @@ struct Install<'a, S> {
 
 impl<S: SnapshotSource> Install<'_, S> {
     async fn ask(&self, request: FetchRequest) -> Result<Bytes, InstallError> {
-        self.source.fetch(request.encode()).await.map_err(InstallError::Source)
+        let answer = self.source.fetch(request.encode()).await.map_err(InstallError::Source)?;
+        self.store.process().pace.pass(answer.len()).await;
+        Ok(answer)
     }
 
     async fn list(&self, from: ChunkIndex, to: ChunkIndex) -> Result<ListAnswer, InstallError> {

@@ -45,6 +45,9 @@ pub struct ChunkserverConfig {
     /// asks for no password.
     #[serde(default)]
     pub metrics: Option<SocketAddr>,
+    /// Megabytes per second that replicas on this disk fetch from others while they are rebuilt (default 128); 0: no limit.
+    #[serde(default = "default_rebuild_mib_per_second")]
+    pub rebuild_mib_per_second: u32,
     /// TLS with other hosts, for both planes; by default none. See [`TlsConfig`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<TlsConfig>,
@@ -52,6 +55,10 @@ pub struct ChunkserverConfig {
 
 fn default_pool() -> String {
     "default".to_owned()
+}
+
+fn default_rebuild_mib_per_second() -> u32 {
+    u32::try_from(ogee_common::limits::INSTALL_BYTES_PER_SECOND >> 20).unwrap_or(u32::MAX)
 }
 
 fn default_metadata_cache_mib() -> u32 {

@@ -156,6 +156,13 @@ impl Control {
         if let Err(error) = self.copysets.join(&reply.join).await {
             tracing::error!(error = &error as &dyn std::error::Error, "make replicas that join");
         }
+        for order in &reply.hand_over {
+            let (copyset, heir) = (CopysetId(order.copyset), ReplicaId(order.replica));
+            if let Some(hosted) = self.copysets.get(copyset).filter(|h| h.group.is_leader()) {
+                tracing::info!(%copyset, to = %heir, "the lead is handed over");
+                tokio::spawn(async move { hosted.group.transfer_leader(heir).await });
+            }
+        }
         for order in &reply.moves {
             if let Some(hosted) = self.copysets.get(CopysetId(order.copyset)) {
                 self.moves.follow(hosted, order);

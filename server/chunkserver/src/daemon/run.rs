@@ -168,7 +168,12 @@ fn store_tuning(config: &ChunkserverConfig, dir: &DataDir) -> StoreTuning {
     let mib = usize::try_from(config.metadata_cache_mib).expect("32 bits fit");
     let twentieth = dir.usage().map_or(u64::MAX, |u| u.total_bytes / 20);
     let space_reserve_bytes = config.reserve_bytes.unwrap_or(limits::SPACE_RESERVE_BYTES.min(twentieth));
-    StoreTuning { row_cache_rows: (mib << 20) / ROW_BYTES, space_reserve_bytes, ..StoreTuning::default() }
+    StoreTuning {
+        row_cache_rows: (mib << 20) / ROW_BYTES,
+        space_reserve_bytes,
+        install_bytes_per_second: u64::from(config.rebuild_mib_per_second) << 20,
+        ..StoreTuning::default()
+    }
 }
 
 /// Registers the disk. A new disk waits until the MDS gives it an id; one that has its id goes on without the MDS, so

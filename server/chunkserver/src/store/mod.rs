@@ -64,6 +64,7 @@ pub mod key;
 pub mod layers;
 pub mod lookup;
 mod merge;
+pub(crate) mod pace;
 pub(crate) mod page_io;
 pub mod pages;
 pub mod process;

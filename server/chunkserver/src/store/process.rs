@@ -8,6 +8,7 @@ use super::cache::ClockCache;
 use super::copyset_store::CopysetStore;
 use super::error::ChunkStoreError;
 use super::key::{RowKey, TABLE_COPYSET, TABLE_LAYER, TABLE_ROW, TABLE_VERSION, VersionKey, directory};
+use super::pace::Pace;
 use super::row::Row;
 use ogee_common::id::CopysetId;
 use ogee_common::limits;
@@ -35,6 +36,8 @@ pub struct StoreTuning {
     pub horizon_entries: u64,
     /// Pause before a committed entry that met a full disk is tried again.
     pub no_space_pause: Duration,
+    /// Bytes per second that all installs together fetch from other replicas; 0: no limit.
+    pub install_bytes_per_second: u64,
 }
 
 impl Default for StoreTuning {
@@ -48,6 +51,7 @@ impl Default for StoreTuning {
             space_reserve_bytes: limits::SPACE_RESERVE_BYTES,
             horizon_entries: limits::HORIZON_ENTRIES,
             no_space_pause: limits::NO_SPACE_PAUSE,
+            install_bytes_per_second: limits::INSTALL_BYTES_PER_SECOND,
         }
     }
 }
@@ -89,6 +93,8 @@ pub struct ChunkStore {
     pub(crate) dirty_rows: AtomicUsize,
     pub(crate) dirty_files: AtomicUsize,
     full: AtomicBool,
+    /// Of what installs fetch.
+    pub(crate) pace: Pace,
     /// What has happened.
     pub counters: StoreCounters,
 }
@@ -105,6 +111,7 @@ impl ChunkStore {
     pub fn new(dir: DataDir, meta: Arc<dyn MetaStore>, tuning: StoreTuning) -> Arc<Self> {
         let rows = Mutex::new(ClockCache::new(tuning.row_cache_rows));
         let files = Mutex::new(ClockCache::new(tuning.open_files));
+        let pace = Pace::new(tuning.install_bytes_per_second);
         Arc::new(Self {
             dir,
             meta,
@@ -114,6 +121,7 @@ impl ChunkStore {
             dirty_rows: AtomicUsize::new(0),
             dirty_files: AtomicUsize::new(0),
             full: AtomicBool::new(false),
+            pace,
             counters: StoreCounters::default(),
         })
     }

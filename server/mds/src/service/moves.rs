@@ -7,6 +7,7 @@
 
 use super::status::CallError;
 use super::{Core, names};
+use crate::balance::{self, Led};
 use crate::liveness::Health;
 use crate::machine::command::Command;
 use crate::machine::moves::members_after;
@@ -17,6 +18,10 @@ use crate::rebuild::{Action, Candidate, Scene};
 use ogee_common::id::{ChunkserverId, CopysetId, ReplicaId};
 use ogee_proto::mds;
 use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
+
+/// Leads change hands only between chunkservers that have been up for this long.
+const STEADY_FOR: Duration = Duration::from_secs(10);
 
 /// What a heartbeat's answer says about moves.
 #[derive(Debug, Default)]
@@ -77,6 +82,30 @@ impl Core {
                 Err(error) => return Err(error),
             }
         }
+        Ok(())
+    }
+
+    /// Asks for leads to change hands, so that all chunkservers lead about as many copysets.
+    pub(crate) fn balance_leads(&self) -> Result<(), CallError> {
+        let scene = self.scene()?;
+        let leads = scene.copysets.iter().filter_map(|(copyset, row)| {
+            let leader = self.live.leader(*copyset).chunkserver;
+            let applied = row.replicas.iter().map(|r| (r.chunkserver, self.live.applied(*copyset, r.chunkserver)));
+            let fixed = scene.moves.contains_key(copyset) || self.live.was_asked(*copyset);
+            let known = row.replicas.iter().any(|r| r.chunkserver == leader);
+            known.then(|| Led { copyset: *copyset, row, leader, applied: applied.collect(), fixed })
+        });
+        let leads: Vec<Led<'_>> = leads.collect();
+        if leads.len() < scene.copysets.len() {
+            // Somebody elects, or this node has not heard of everybody yet.
+            return Ok(());
+        }
+        let out = scene.chunkservers.iter().filter(|(_, c)| c.out).map(|(id, _)| *id).collect();
+        let orders = balance::plan(&leads, &self.live.steady(STEADY_FOR), &out);
+        for order in &orders {
+            tracing::info!(target: "controlpath", ?order, "a lead is to change hands");
+        }
+        self.live.ask_hand_overs(orders);
         Ok(())
     }
 

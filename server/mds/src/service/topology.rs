@@ -180,6 +180,12 @@ impl Core {
                 .collect();
             let orders = self.move_orders(tx, id, &hosted, r, &addrs)?;
             Ok(mds::HeartbeatReply {
+                hand_over: self
+                    .live
+                    .hand_overs_of(id)
+                    .into_iter()
+                    .map(|o| mds::HandOver { copyset: o.copyset.0, replica: o.to.0 })
+                    .collect(),
                 join: orders.join,
                 moves: orders.moves,
                 drop: orders.drop,
