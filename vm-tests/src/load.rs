@@ -19,6 +19,8 @@ use std::time::Duration;
 const SECTOR: usize = 512;
 /// Sectors of the longest operation: 64 KiB crosses pages, and chunks at their bounds.
 const OPERATION_SECTORS: usize = 128;
+/// A load that gets on must do so within this time.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// What a sector holds when it reads as zeros.
 const ZERO: u64 = 0;
 
@@ -114,6 +116,21 @@ impl Load {
             tokio::spawn(worker.run(stop.clone()))
         });
         Running { workers: workers.collect(), stop, longest }
+    }
+
+    /// Waits until `count` more operations have completed.
+    ///
+    /// # Errors
+    /// An operation failed, or the load stands still for a minute.
+    pub async fn goes_on(&self, running: &Running, count: u64) -> Result<()> {
+        let target = self.operations.load(Ordering::Relaxed) + count;
+        let patience = clock::now() + PATIENCE;
+        while self.operations.load(Ordering::Relaxed) < target {
+            ensure!(!running.has_failed(), "an operation failed");
+            ensure!(clock::now() < patience, "the load stands still for {PATIENCE:?}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
     }
 
     /// Reads everything and compares; what is found becomes what must be there from now on. To be called when no write

@@ -6,29 +6,17 @@ use ogee_common::clock;
 use ogee_common::name::VolumeRef;
 use ogee_vm_tests::cluster::Cluster;
 use ogee_vm_tests::deadline::wait_for;
-use ogee_vm_tests::load::{Load, Running};
+use ogee_vm_tests::load::Load;
 use ogee_vm_tests::process::is_alive;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 const SIZE: u64 = 64 << 20;
 const WORKERS: usize = 4;
 /// For everything to move; on a quiet machine it takes seconds.
 const REBUILD_MAX: Duration = Duration::from_secs(180);
-
-async fn more_operations(load: &Load, running: &Running, count: u64) -> Result<()> {
-    let target = load.operations.load(Ordering::Relaxed) + count;
-    let patience = clock::now() + Duration::from_secs(60);
-    while load.operations.load(Ordering::Relaxed) < target {
-        ensure!(!running.has_failed(), "an operation failed");
-        ensure!(clock::now() < patience, "the load stands still for a minute");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    Ok(())
-}
 
 fn data(cluster: &Cluster, daemon: &str) -> Result<PathBuf> {
     let log = &cluster.daemon(daemon)?.log;
@@ -109,16 +97,16 @@ async fn a_lost_disk_is_rebuilt_and_a_good_one_drained() -> Result<()> {
     let volume = Volume::open(&sdk, &VolumeRef::parse("rebuild")?, OpenMode::ReadWrite { steal: false }).await?;
     let load = Load::new(SIZE, WORKERS, 11);
     let running = load.start(&volume, 0);
-    more_operations(&load, &running, 500).await?;
+    load.goes_on(&running, 500).await?;
 
     // The disk goes under the running process, which has to notice.
     let (lost, pid) = (id_of(&cluster, "cs-2")?, cluster.daemon("cs-2")?.pid);
     std::fs::remove_dir_all(data(&cluster, "cs-2")?)?;
     wait_for("the end of a chunkserver without a disk", Duration::from_secs(30), || Ok((!is_alive(pid)).then_some(())))?;
-    more_operations(&load, &running, 200).await?;
+    load.goes_on(&running, 200).await?;
     cluster.ok(&["cluster", "out", &lost.to_string()])?;
     let rebuilt = wait_whole(&cluster, lost)?;
-    more_operations(&load, &running, 200).await?;
+    load.goes_on(&running, 200).await?;
 
     // A new disk in its place is a new chunkserver. The old one can be forgotten.
     cluster.revive()?;
@@ -135,13 +123,13 @@ async fn a_lost_disk_is_rebuilt_and_a_good_one_drained() -> Result<()> {
     let gone = || Ok((data_files(&folder)? == plain(&folder)?).then_some(()));
     wait_for("the data of a drained chunkserver to go", REBUILD_MAX, gone)?;
     ensure!(data_files(&new)? > plain(&new)?, "no data is where it should have gone");
-    more_operations(&load, &running, 200).await?;
+    load.goes_on(&running, 200).await?;
 
     // And back again: a disk that had a replica of a copyset gets another one of it.
     cluster.ok(&["cluster", "in", &drained.to_string()])?;
     cluster.ok(&["cluster", "out", &fresh.to_string()])?;
     let back = wait_whole(&cluster, fresh)?;
-    more_operations(&load, &running, 200).await?;
+    load.goes_on(&running, 200).await?;
 
     // Whoever is in leads about as much as the others, and nobody notices how that came about.
     let even = wait_for("leads to be even", REBUILD_MAX, || {
@@ -149,11 +137,11 @@ async fn a_lost_disk_is_rebuilt_and_a_good_one_drained() -> Result<()> {
         let (least, most) = (leads.iter().min().context("some")?, leads.iter().max().context("some")?);
         Ok((most - least <= 1).then(|| leads.clone()))
     })?;
-    more_operations(&load, &running, 200).await?;
+    load.goes_on(&running, 200).await?;
 
     // The new replicas are as good as the old ones: the only other one of many chunks is killed.
     cluster.kill("cs-1")?;
-    more_operations(&load, &running, 200).await?;
+    load.goes_on(&running, 200).await?;
     running.finish().await?;
     load.verify(&volume).await?;
     volume.detach().await?;

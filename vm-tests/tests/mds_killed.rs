@@ -3,27 +3,14 @@
 
 use anyhow::{Context, Result, ensure};
 use ogee_client::{Cluster as Sdk, ClusterConfig, OpenMode, Volume};
-use ogee_common::clock;
 use ogee_common::name::VolumeRef;
 use ogee_vm_tests::cluster::Cluster;
-use ogee_vm_tests::load::{Load, Running};
-use std::sync::atomic::Ordering;
+use ogee_vm_tests::load::Load;
 use std::time::Duration;
 
 const SIZE: u64 = 32 << 20;
 /// IO that does not need the MDS may not wait for it; this leaves room for a busy machine.
 const LONGEST_MAX: Duration = Duration::from_secs(1);
-
-async fn more_operations(load: &Load, running: &Running, count: u64) -> Result<()> {
-    let target = load.operations.load(Ordering::Relaxed) + count;
-    let patience = clock::now() + Duration::from_secs(60);
-    while load.operations.load(Ordering::Relaxed) < target {
-        ensure!(!running.has_failed(), "an operation failed");
-        ensure!(clock::now() < patience, "the load stands still for a minute");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    Ok(())
-}
 
 /// Name of the daemon that leads the MDS group.
 fn leader(cluster: &Cluster) -> Result<String> {
@@ -44,14 +31,14 @@ async fn io_does_not_notice_the_death_of_the_mds_leader() -> Result<()> {
     let load = Load::new(SIZE, 4, 11);
     let running = load.start(&volume, 0);
     // Every chunk has been written, so placement and fences are known.
-    more_operations(&load, &running, 1000).await?;
+    load.goes_on(&running, 1000).await?;
     for round in 0..2 {
         cluster.ok(&["snapshot", "create", &format!("disk@before-{round}")])?;
-        more_operations(&load, &running, 200).await?;
+        load.goes_on(&running, 200).await?;
         let victim = leader(&cluster)?;
         let _ = running.take_longest();
         cluster.kill(&victim)?;
-        more_operations(&load, &running, 500).await?;
+        load.goes_on(&running, 500).await?;
         let longest = running.take_longest();
         eprintln!("{victim} killed: longest operation {longest:?}");
         ensure!(longest <= LONGEST_MAX, "IO noticed the death of {victim}: {longest:?}");

@@ -5,25 +5,14 @@ use anyhow::{Context, Result, ensure};
 use ogee_client::{BlockDevice, Cluster as Sdk, ClusterConfig, OpenMode, Volume};
 use ogee_common::name::VolumeRef;
 use ogee_vm_tests::cluster::Cluster;
-use ogee_vm_tests::load::{Load, Running};
+use ogee_vm_tests::load::Load;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 const SIZE: u64 = 64 << 20;
 const PAGE: usize = 4096;
 const CHUNK: u64 = 16 << 20;
-
-async fn more_operations(load: &Load, running: &Running, count: u64) -> Result<()> {
-    let target = load.operations.load(Ordering::Relaxed) + count;
-    while load.operations.load(Ordering::Relaxed) < target {
-        ensure!(!running.has_failed(), "an operation failed");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    Ok(())
-}
 
 fn data_files(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
     for entry in std::fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))? {
@@ -80,12 +69,12 @@ async fn rot_is_never_read_and_is_mended_from_the_other_replicas() -> Result<()>
     let volume = Volume::open(&sdk, &VolumeRef::parse("disk")?, OpenMode::ReadWrite { steal: false }).await?;
     let load = Load::new(SIZE, 4, 23);
     let running = load.start(&volume, 0);
-    more_operations(&load, &running, 3000).await?;
+    load.goes_on(&running, 3000).await?;
     // Reads, whole and partial writes meet the rot while it spreads.
     for number in 1..=3 {
         let count = rot(&cluster, number)?;
         ensure!(count > 100, "cs-{number} has only {count} pages to lose");
-        more_operations(&load, &running, 1000).await?;
+        load.goes_on(&running, 1000).await?;
     }
     running.finish().await?;
     verify_all(&load, &volume, "after all three rotted").await?;
@@ -98,7 +87,7 @@ async fn rot_is_never_read_and_is_mended_from_the_other_replicas() -> Result<()>
         verify_all(&load, &volume, &format!("without {victim}")).await?;
         cluster.revive()?;
         let running = load.start(&volume, number);
-        more_operations(&load, &running, 200).await?;
+        load.goes_on(&running, 200).await?;
         running.finish().await?;
     }
     verify_all(&load, &volume, "at the end").await?;

@@ -2,11 +2,9 @@
 
 use anyhow::{Result, ensure};
 use ogee_client::{Cluster as Sdk, ClusterConfig, OpenMode, Volume};
-use ogee_common::clock;
 use ogee_common::name::VolumeRef;
 use ogee_vm_tests::cluster::Cluster;
-use ogee_vm_tests::load::{Load, Running};
-use std::sync::atomic::Ordering;
+use ogee_vm_tests::load::Load;
 use std::time::Duration;
 
 const SIZE: u64 = 64 << 20;
@@ -16,17 +14,6 @@ const KILL_MAX: Duration = Duration::from_secs(2);
 const STOP_MAX: Duration = Duration::from_secs(4);
 /// How long a stopped chunkserver stays stopped.
 const STOP_FOR: Duration = Duration::from_secs(20);
-
-async fn more_operations(load: &Load, running: &Running, count: u64) -> Result<()> {
-    let target = load.operations.load(Ordering::Relaxed) + count;
-    let patience = clock::now() + Duration::from_secs(60);
-    while load.operations.load(Ordering::Relaxed) < target {
-        ensure!(!running.has_failed(), "an operation failed");
-        ensure!(clock::now() < patience, "the load stands still for a minute");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    Ok(())
-}
 
 fn median(mut all: Vec<Duration>) -> Duration {
     all.sort_unstable();
@@ -42,26 +29,26 @@ async fn a_killed_or_hung_chunkserver_costs_a_short_stall_and_nothing_else() -> 
     let volume = Volume::open(&sdk, &VolumeRef::parse("stall")?, OpenMode::ReadWrite { steal: false }).await?;
     let load = Load::new(SIZE, WORKERS, 7);
     let running = load.start(&volume, 0);
-    more_operations(&load, &running, 500).await?;
+    load.goes_on(&running, 500).await?;
     let (mut killed, mut stopped) = (vec![], vec![]);
     for run in 0..RUNS {
         let victim = format!("cs-{}", run % 3 + 1);
         let _ = running.take_longest();
         cluster.kill(&victim)?;
         tokio::time::sleep(Duration::from_secs(5)).await;
-        more_operations(&load, &running, 100).await?;
+        load.goes_on(&running, 100).await?;
         killed.push(running.take_longest());
         cluster.revive()?;
-        more_operations(&load, &running, 500).await?;
+        load.goes_on(&running, 500).await?;
     }
     for run in 0..RUNS {
         let victim = format!("cs-{}", run % 3 + 1);
         let _ = running.take_longest();
         cluster.pause(&victim)?;
         tokio::time::sleep(STOP_FOR).await;
-        more_operations(&load, &running, 100).await?;
+        load.goes_on(&running, 100).await?;
         cluster.resume(&victim)?;
-        more_operations(&load, &running, 500).await?;
+        load.goes_on(&running, 500).await?;
         stopped.push(running.take_longest());
     }
     running.finish().await?;

@@ -29,6 +29,24 @@ struct Play {
 }
 
 impl Play {
+    /// Four chunkservers and a pool of `copysets`, all replicas made.
+    async fn start(cluster: &Cluster, copysets: u32) -> (Self, Client) {
+        let (_, mut c) = cluster.leader().await;
+        let mut play = Self::default();
+        for n in 1..=4 {
+            let request = registration(n);
+            let (uuid, addr) = (request.uuid.to_vec(), request.addr.clone());
+            let id = c.register_chunkserver(request).await.expect("register").into_inner().id;
+            play.players.push(Player { id, uuid, addr, held: BTreeMap::new() });
+        }
+        let pool = m::CreatePoolRequest { name: "default".into(), replicas: 3, copysets };
+        c.create_pool(pool).await.expect("pool");
+        let all = 3 * copysets as usize;
+        let held = async |p: &Self, _: &mut Client| p.players.iter().map(|x| x.held.len()).sum::<usize>() == all;
+        play.until("all replicas", &mut c, held).await;
+        (play, c)
+    }
+
     /// The first player that is there and has the copyset leads it.
     fn leader(&self, copyset: u32) -> u32 {
         let here = self.players.iter().filter(|p| Some(p.id) != self.silent);
@@ -118,16 +136,7 @@ async fn hosts(c: &mut Client) -> BTreeMap<u32, BTreeSet<u32>> {
 #[tokio::test]
 async fn a_silent_chunkserver_is_given_up_and_told_to_delete_when_it_is_back() {
     let cluster = Cluster::start(1);
-    let (_, mut c) = cluster.leader().await;
-    let mut play = Play::default();
-    for n in 1..=4 {
-        let request = registration(n);
-        let (uuid, addr) = (request.uuid.to_vec(), request.addr.clone());
-        let id = c.register_chunkserver(request).await.expect("register").into_inner().id;
-        play.players.push(Player { id, uuid, addr, held: BTreeMap::new() });
-    }
-    c.create_pool(m::CreatePoolRequest { name: "default".into(), replicas: 3, copysets: 8 }).await.expect("pool");
-    play.until("all replicas", &mut c, async |p, _| p.players.iter().map(|x| x.held.len()).sum::<usize>() == 24).await;
+    let (mut play, mut c) = Play::start(&cluster, 8).await;
 
     let victim = play.players[1].id;
     let old: BTreeSet<(u32, u64)> = play.players[1].held.iter().map(|(c, r)| (*c, *r)).collect();
@@ -153,16 +162,7 @@ async fn a_silent_chunkserver_is_given_up_and_told_to_delete_when_it_is_back() {
 #[tokio::test]
 async fn who_is_given_up_by_a_person_stays_so_and_is_forgotten_when_empty() {
     let cluster = Cluster::start(1);
-    let (_, mut c) = cluster.leader().await;
-    let mut play = Play::default();
-    for n in 1..=4 {
-        let request = registration(n);
-        let (uuid, addr) = (request.uuid.to_vec(), request.addr.clone());
-        let id = c.register_chunkserver(request).await.expect("register").into_inner().id;
-        play.players.push(Player { id, uuid, addr, held: BTreeMap::new() });
-    }
-    c.create_pool(m::CreatePoolRequest { name: "default".into(), replicas: 3, copysets: 4 }).await.expect("pool");
-    play.until("all replicas", &mut c, async |p, _| p.players.iter().map(|x| x.held.len()).sum::<usize>() == 12).await;
+    let (mut play, mut c) = Play::start(&cluster, 4).await;
     let victim = play.players[2].id;
     let remove = m::RemoveChunkserverRequest { chunkserver: victim };
     assert!(cluster::refused(c.remove_chunkserver(remove).await).1.contains("give it up first"));
