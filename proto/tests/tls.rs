@@ -235,6 +235,31 @@ async fn changed_certificates_are_used_and_bad_ones_are_not() {
     connect(&before, addr).await.expect_err("the old authority is gone");
 }
 
+#[tokio::test]
+async fn an_authority_is_replaced_without_a_pause_by_believing_both_for_a_while() {
+    // Both have the same name, as those that `ogee tls` makes.
+    let (old, new) = (Authority::new(), Authority::new());
+    let (server, client) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+    let both = format!("{}{}", old.pem, new.pem);
+    for (issuer, of_client) in [(&old, &new), (&new, &old)] {
+        issuer.write(server.path(), &["127.0.0.1"], &DAEMON);
+        of_client.write(client.path(), &[], &CLIENT);
+        for dir in [&server, &client] {
+            std::fs::write(dir.path().join(CA_FILE), &both).expect("written");
+        }
+        let addr = start(load(server.path())).await;
+        connect(&load(client.path()), addr).await.expect("each has a certificate of one of the two");
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_that_says_nothing_of_its_use_is_a_daemons() {
+    let authority = Authority::new();
+    let addr = start(authority.network(&["127.0.0.1"], &[])).await;
+    let silent = authority.network(&["10.0.0.1"], &[]);
+    Link::connect(&silent, addr, &hello(Role::Chunkserver)).await.expect("a daemon");
+}
+
 /// Lets the time pass after which files are looked at again.
 async fn later() {
     tokio::time::pause();
