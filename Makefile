@@ -13,7 +13,7 @@ UNIT_FILES := $(foreach dir,$(UNIT_FOLDERS),$(notdir $(basename $(wildcard $(dir
 UNIT_TREES := $(foreach dir,$(UNIT_FOLDERS),$(notdir $(patsubst %/main.rs,%,$(wildcard $(dir)*/main.rs))))
 UNIT_TESTS := $(addprefix --test ,$(sort $(UNIT_FILES) $(UNIT_TREES)))
 
-.PHONY: help deps rocksdb build dist install demo test lint test-unit test-process test-vm torture fuzz bench bench-quick
+.PHONY: help deps rocksdb build dist install demo test lint test-unit test-process test-vm torture stalls fuzz bench bench-quick
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -63,6 +63,9 @@ TORTURE_ARGS ?= --minutes 20
 torture: rocksdb ## real processes under kills, stops, partitions and full disks, the whole history checked
 	cargo build $(CARGO_FLAGS) --bins --examples
 	$(if $(AS_ROOT),sudo -E) "$(CARGO_TARGET_DIR)/release/examples/torture" $(TORTURE_ARGS)
+
+stalls: build ## how long IO stands still when a chunkserver dies or hangs, held to its bars: on a quiet machine
+	OGEE_STALL_BARS=1 cargo test $(CARGO_FLAGS) --test stall -- --nocapture
 
 fuzz: rocksdb ## a short run of each fuzz target
 	scripts/fuzz.sh

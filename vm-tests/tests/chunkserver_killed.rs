@@ -8,9 +8,9 @@ use ogee_vm_tests::image::Image;
 use ogee_vm_tests::vm::Vm;
 use std::time::Duration;
 
-/// Longest round of the guest (write, flush, read back) with a chunkserver killed: 2 s promised, plus 1 s for the guest's own
-/// work under translation on a loaded machine.
-const STALL_MAX: Duration = Duration::from_secs(3);
+/// Longest round of the guest (write, flush, read back) with a chunkserver killed. 2 s are promised on a quiet machine (`make stalls`);
+/// beyond this nobody took over, however slow the machine and the guest's own work under translation.
+const STALL_MAX: Duration = Duration::from_secs(10);
 
 #[test]
 fn killed_chunkservers_cost_a_verifying_guest_no_error_and_a_short_pause() -> Result<()> {

