@@ -90,6 +90,9 @@ const _: () = assert!(HOLD_TIMEOUT.as_millis() < HOLD_RELEASE_AFTER.as_millis())
 pub const VHOST_QUEUES_MAX: u16 = 64;
 /// Entries of one virtqueue: the longest ring QEMU builds (VIRTQUEUE_MAX_SIZE).
 pub const VHOST_QUEUE_SIZE_MAX: u16 = 1024;
+/// Regions of guest memory that a front end may share with a vhost-user-blk daemon; QEMU asks for at most 509 (vhost in
+/// the kernel had that limit).
+pub const VHOST_MEMORY_REGIONS_MAX: usize = 509;
 /// Descriptors of one request; a longer chain is refused (virtio 1.2, 2.7.5: not longer than the queue).
 pub const VHOST_CHAIN_DESCRIPTORS_MAX: usize = VHOST_QUEUE_SIZE_MAX as usize;
 /// Payload bytes in flight of one virtqueue before further requests wait in the ring; one request may exceed it.

@@ -1,127 +1,137 @@
-//! The back end of one front end: what vhost-user-backend asks of a device.
+//! The back end of one front end: the device, its queues and their threads.
 //!
 //! Made by the server for each connection and dropped with it, so nothing of one front end (features, write cache mode,
-//! a broken ring) is left for the next. Invariants: one queue per worker thread; GET_VRING_BASE is answered only after the
-//! requests taken from that ring were completed; a worker thread ends only through [`Backend::end_workers`].
+//! a broken ring) is left for the next. The protocol handler sets rings up; this module starts, stops and ends them.
+//! Invariants: one thread per queue; a ring is stopped only after the requests taken from it were completed; a thread ends
+//! only through [`Backend::end_threads`].
 //!
 //! | at the stop of a ring | requests in flight |
 //! | --- | --- |
 //! | GET_VRING_BASE | completed, then the reply is sent; it waits as long as the device does |
 //! | daemon stopped | completed, then the connection is closed; after `drain_timeout` they are dropped unanswered |
 //! | front end closed the connection | waited for before the next front end is served, but not answered |
+//! | daemon killed | unknown to the device |
 //!
-//! In the last two cases the front end may send unanswered requests again (QEMU does, from the used index on). Without
-//! shared in-flight memory, which is not offered, a request that was answered out of order before an unanswered one may
-//! then be run twice, and an unanswered one that lies before an answered one may be left out.
-//!
-//! The crate has no call that tells a front end about a changed configuration, so a resize is seen when the guest reads
-//! the configuration again: GET_CONFIG always carries the size of that moment.
+//! What is left unanswered is noted in the shared in-flight memory (`inflight.rs`), if the front end keeps one, and
+//! submitted again by the back end of the next connection. Without it the front end starts again from the used index, so
+//! a request answered before an older one may run twice and the older one be left out.
 
-use crate::config_space::{ConfigSpace, VERSION_1, offered_features};
-use crate::queue_loop::{QueueLoop, Vring, started_kick};
+use crate::config_space::{ConfigSpace, VERSION_1};
+use crate::inflight::QueueRecord;
+use crate::queue_loop::{QueueLoop, Taken, Vring, started_kick};
 use crate::queue_phase::QueuePhase;
+use crate::queue_thread::Summons;
+use crate::resubmit::{ResubmitError, recover};
 use crate::stats::VhostBlkStats;
 use ogee_client::BlockDevice;
 use ogee_common::limits::VHOST_QUEUE_SIZE_MAX;
+use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
-use vhost::vhost_user::message::VhostUserProtocolFeatures;
-use vhost_user_backend::{VhostUserBackend, VringEpollHandler};
-use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
-use vmm_sys_util::epoll::EventSet;
-use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
+use vhost_user_backend::VringT;
+use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 
-/// What a worker thread drives IO with.
+/// What a queue's thread drives IO with, used by it alone.
 struct Worker<D> {
     runtime: Runtime,
     device: D,
 }
 
 /// One virtqueue and its thread.
-struct Queue<D> {
+pub(crate) struct Queue {
+    pub(crate) vring: Vring,
     phase: QueuePhase,
-    /// Locked by its thread alone, for as long as the ring runs.
-    worker: Mutex<Worker<D>>,
+    summons: Summons,
     reported: AtomicBool,
-    /// Ends the thread. The crate's own exit event leaks a file descriptor per thread and connection.
-    exit: (EventConsumer, EventNotifier),
+    /// Where requests in flight are noted; taken out by the thread while the loop runs.
+    record: Mutex<Option<QueueRecord>>,
+    /// Set when the ring starts, until the thread has looked what a dead back end left.
+    unrecovered: AtomicBool,
 }
 
 /// The device as one front end sees it.
 pub(crate) struct Backend<D> {
-    device: D,
-    config: ConfigSpace,
-    queues: Vec<Queue<D>>,
-    memory: GuestMemoryAtomic<GuestMemoryMmap>,
-    features: AtomicU64,
+    pub(crate) device: D,
+    pub(crate) config: ConfigSpace,
+    pub(crate) queues: Vec<Queue>,
+    pub(crate) memory: GuestMemoryAtomic<GuestMemoryMmap>,
+    pub(crate) features: AtomicU64,
     stats: Arc<VhostBlkStats>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
-
-/// The answer of a worker's event that ends its thread.
-#[derive(Debug, thiserror::Error)]
-#[error("end of the worker thread")]
-struct WorkerEnd;
 
 /// Requests in flight were dropped, so the ring's position says nothing; the connection ends without an answer.
 #[derive(Debug, thiserror::Error)]
 #[error("stop virtqueue {index}: requests in flight were given up")]
-struct GaveUp {
-    index: u32,
+pub(crate) struct GaveUp {
+    index: usize,
 }
 
 impl<D: BlockDevice> Backend<D> {
-    /// A back end with `num_queues` idle queues.
+    /// A back end with `num_queues` idle queues and their threads.
     ///
     /// # Errors
-    /// No file descriptors or no runtime for a queue.
-    pub(crate) fn new(device: D, num_queues: u16, queue_size: u16, stats: Arc<VhostBlkStats>) -> io::Result<Self> {
+    /// No file descriptors, runtime or thread for a queue.
+    pub(crate) fn start(device: D, num_queues: u16, queue_size: u16, stats: Arc<VhostBlkStats>) -> io::Result<Arc<Self>> {
+        let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
         let queue = |_| {
+            let vring = Vring::new(memory.clone(), VHOST_QUEUE_SIZE_MAX).map_err(io::Error::other)?;
             Ok(Queue {
+                vring,
                 phase: QueuePhase::new(),
-                worker: Mutex::new(Worker {
-                    runtime: Builder::new_current_thread().enable_all().build()?,
-                    device: device.for_thread(),
-                }),
+                summons: Summons::default(),
                 reported: AtomicBool::new(false),
-                exit: new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC)?,
+                record: Mutex::new(None),
+                unrecovered: AtomicBool::new(false),
             })
         };
         let queues = (0..num_queues).map(queue).collect::<io::Result<_>>()?;
-        Ok(Self {
+        let backend = Arc::new(Self {
             config: ConfigSpace::new(num_queues, queue_size),
             queues,
-            memory: GuestMemoryAtomic::new(GuestMemoryMmap::new()),
+            memory,
             features: AtomicU64::new(0),
             device,
             stats,
-        })
-    }
-
-    /// The guest memory that the protocol handler fills in.
-    pub(crate) fn memory(&self) -> GuestMemoryAtomic<GuestMemoryMmap> {
-        self.memory.clone()
-    }
-
-    /// Registers the events that end the worker threads.
-    ///
-    /// # Errors
-    /// A failed `epoll_ctl`; the threads cannot be ended then.
-    pub(crate) fn register_ends(&self, handlers: &[Arc<VringEpollHandler<Arc<Self>>>]) -> io::Result<()> {
-        use std::os::fd::AsRawFd;
-        for (queue, handler) in self.queues.iter().zip(handlers) {
-            handler.register_listener(queue.exit.0.as_raw_fd(), EventSet::IN, u64::from(self.end_event()))?;
+            threads: Mutex::new(Vec::new()),
+        });
+        for index in 0..usize::from(num_queues) {
+            if let Err(error) = backend.start_thread(index) {
+                backend.end_threads();
+                return Err(error);
+            }
         }
+        Ok(backend)
+    }
+
+    fn start_thread(self: &Arc<Self>, index: usize) -> io::Result<()> {
+        let worker = Worker {
+            runtime: Builder::new_current_thread().enable_all().build()?,
+            device: self.device.for_thread(),
+        };
+        let backend = Arc::clone(self);
+        let thread = std::thread::Builder::new().name(format!("vhost-queue-{index}")).spawn(move || {
+            let queue = &backend.queues[index];
+            while queue.summons.wait() {
+                backend.run_queue(index, &worker);
+            }
+        });
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread?);
         Ok(())
     }
 
-    /// Ends the worker threads; only after every queue is closed and idle.
-    pub(crate) fn end_workers(&self) {
-        for queue in &self.queues {
-            if let Err(error) = queue.exit.1.notify() {
-                tracing::error!(target: "controlpath", %error, "worker thread not ended");
+    /// Ends the threads and waits for them; only after every queue is closed and idle.
+    pub(crate) fn end_threads(&self) {
+        self.queues.iter().for_each(|queue| queue.summons.end());
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in threads {
+            if thread.join().is_err() {
+                tracing::error!(target: "controlpath", "a virtqueue's thread panicked");
             }
         }
     }
@@ -149,16 +159,57 @@ impl<D: BlockDevice> Backend<D> {
         })
     }
 
-    /// The first event number that the crate leaves to back ends.
-    fn end_event(&self) -> u16 {
-        u16::try_from(self.queues.len() + 1).unwrap_or(u16::MAX)
+    /// The ring is set up: marks it as started, with its requests noted in `record` from now on, and wakes its thread.
+    pub(crate) fn start_ring(&self, queue: &Queue, record: Option<QueueRecord>) {
+        *queue.record.lock().unwrap_or_else(PoisonError::into_inner) = record;
+        queue.unrecovered.store(true, Ordering::Release);
+        queue.vring.set_queue_ready(true);
+        queue.summons.call();
+    }
+
+    /// Enables or disables a ring. A disabled one completes what it took.
+    pub(crate) fn enable_ring(&self, queue: &Queue, enabled: bool) {
+        queue.vring.set_enabled(enabled);
+        queue.summons.call();
+    }
+
+    /// Stops a ring after the requests taken from it are completed.
+    ///
+    /// # Errors
+    /// [`GaveUp`]: they were dropped meanwhile.
+    pub(crate) fn stop_ring(&self, index: usize, queue: &Queue) -> Result<(), GaveUp> {
+        queue.vring.set_queue_ready(false);
+        queue.phase.drain();
+        let drained = queue.phase.wait_drained();
+        queue.reported.store(false, Ordering::Relaxed);
+        if drained { Ok(()) } else { Err(GaveUp { index }) }
+    }
+
+    /// The chains that a dead back end left in flight; nothing after the first look since the ring started.
+    fn left_in_flight(
+        &self,
+        index: usize,
+        queue: &Queue,
+        record: Option<&mut QueueRecord>,
+    ) -> Result<VecDeque<Taken>, ResubmitError> {
+        let Some(record) = record.filter(|_| queue.unrecovered.load(Ordering::Acquire)) else {
+            return Ok(VecDeque::new());
+        };
+        let memory = self.memory.memory().into_inner();
+        let again = recover(queue.vring.get_mut().get_queue_mut(), record, &memory)?;
+        queue.unrecovered.store(false, Ordering::Release);
+        if !again.is_empty() {
+            self.stats.count_resubmitted(again.len() as u64);
+            tracing::info!(target: "controlpath", queue = index, requests = again.len(), "requests in flight submitted again");
+        }
+        Ok(again)
     }
 
     /// Runs the loop of a queue until its ring stops.
-    fn run_queue(&self, index: usize, vring: &Vring) {
-        let Some(queue) = self.queues.get(index) else { return };
+    fn run_queue(&self, index: usize, worker: &Worker<D>) {
+        let queue = &self.queues[index];
         let Some(_running) = queue.phase.enter() else { return };
-        let kick = match started_kick(vring) {
+        let kick = match started_kick(&queue.vring) {
             Ok(Some(kick)) => kick,
             Ok(None) => return,
             Err(error) => {
@@ -171,89 +222,28 @@ impl<D: BlockDevice> Backend<D> {
             tracing::warn!(target: "controlpath", queue = index,
                 "legacy driver without VIRTIO_F_VERSION_1: its requests fail; set disable-legacy=on on the device");
         }
-        let worker = queue.worker.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut record = queue.record.lock().unwrap_or_else(PoisonError::into_inner);
+        let again = match self.left_in_flight(index, queue, record.as_mut()) {
+            Ok(again) => again,
+            Err(error) => {
+                tracing::error!(target: "controlpath", queue = index, %error, source = ?std::error::Error::source(&error),
+                    "virtqueue not served: requests in flight not recovered");
+                return;
+            }
+        };
         let queue_loop = QueueLoop {
             index,
             device: &worker.device,
             stats: &self.stats,
             phase: &queue.phase,
-            vring,
+            vring: &queue.vring,
             memory: &self.memory,
             modern,
             reported: &queue.reported,
+            record: RefCell::new(record.as_mut()),
         };
-        if let Err(error) = worker.runtime.block_on(queue_loop.run(kick)) {
+        if let Err(error) = worker.runtime.block_on(queue_loop.run(kick, again)) {
             tracing::error!(target: "controlpath", queue = index, %error, "virtqueue not served: kick not watched");
         }
-    }
-}
-
-impl<D: BlockDevice> VhostUserBackend for Backend<D> {
-    type Bitmap = ();
-    type Vring = Vring;
-
-    fn num_queues(&self) -> usize {
-        self.queues.len()
-    }
-
-    fn max_queue_size(&self) -> usize {
-        usize::from(VHOST_QUEUE_SIZE_MAX)
-    }
-
-    fn features(&self) -> u64 {
-        offered_features(&self.device.info())
-    }
-
-    fn acked_features(&self, features: u64) {
-        self.features.store(features, Ordering::Release);
-    }
-
-    fn protocol_features(&self) -> VhostUserProtocolFeatures {
-        VhostUserProtocolFeatures::CONFIG
-            | VhostUserProtocolFeatures::MQ
-            | VhostUserProtocolFeatures::REPLY_ACK
-            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
-    }
-
-    fn set_event_idx(&self, _enabled: bool) {
-        // Each ring keeps it; the crate has told them already.
-    }
-
-    fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
-        self.config.read(&self.device.info(), offset, size)
-    }
-
-    fn set_config(&self, offset: u32, data: &[u8]) -> io::Result<()> {
-        self.config.write(offset, data).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))
-    }
-
-    fn update_memory(&self, _memory: GuestMemoryAtomic<GuestMemoryMmap>) -> io::Result<()> {
-        // It is the one this back end was made with; requests in flight keep the mapping they were parsed with.
-        Ok(())
-    }
-
-    /// One thread per queue. Each element is a bit mask of queues.
-    fn queues_per_thread(&self) -> Vec<u64> {
-        (0..self.queues.len()).map(|index| 1 << index).collect()
-    }
-
-    fn stop_vring(&self, index: u32) -> io::Result<()> {
-        let queue = usize::try_from(index).ok().and_then(|index| self.queues.get(index));
-        let Some(queue) = queue else { return Ok(()) };
-        queue.phase.drain();
-        let drained = queue.phase.wait_drained();
-        queue.reported.store(false, Ordering::Relaxed);
-        if drained { Ok(()) } else { Err(io::Error::other(GaveUp { index })) }
-    }
-
-    /// Runs the loop of the thread's queue; it returns when the ring stops.
-    fn handle_event(&self, event: u16, _set: EventSet, vrings: &[Vring], thread: usize) -> io::Result<()> {
-        if event == self.end_event() {
-            return Err(io::Error::other(WorkerEnd));
-        }
-        if let Some(vring) = vrings.get(usize::from(event)) {
-            self.run_queue(thread, vring);
-        }
-        Ok(())
     }
 }

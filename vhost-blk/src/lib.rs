@@ -5,9 +5,12 @@
 //! | file | what |
 //! | --- | --- |
 //! | `server.rs` | socket, front ends one after another, stop |
-//! | `backend.rs` | what vhost-user-backend asks of a device; what happens to requests at a stop |
-//! | `queue_phase.rs` | life of one queue's loop (drawing) |
+//! | `channel.rs` | one connection: messages in, changes of the configuration out |
+//! | `handler.rs` | what each message of the front end does |
+//! | `backend.rs` | device, queues and threads of one front end; what happens to requests at a stop |
+//! | `queue_phase.rs`, `queue_thread.rs` | life of one queue's loop (drawing) and of its thread |
 //! | `queue_loop.rs` | one thread per queue: take chains, run them, answer |
+//! | `inflight.rs`, `resubmit.rs` | requests in flight outlive the daemon: their record, and running them again |
 //! | `request.rs` | parser of descriptor chains (fuzzed) |
 //! | `guest_buffer.rs` | the copies from and to guest memory |
 //! | `execute.rs` | one request against the device |
@@ -16,16 +19,22 @@
 //!
 //! Invariants across them: a guest's bytes never make the daemon panic, wait forever or allocate without bound; a failed
 //! IO is a status for one request and never ends a queue; a request is answered after the device completed it, never
-//! before. Deliberately absent: shared in-flight memory, the dirty log for live migration, packed rings, legacy drivers.
+//! before; a request in flight at the death of the daemon is run by the next one, one that was answered is not.
+//! Deliberately absent: the dirty log for live migration, packed rings, legacy drivers.
 
 mod backend;
+mod channel;
 mod config_space;
 mod execute;
 mod guest_buffer;
+mod handler;
 mod hypervisor;
+mod inflight;
 mod queue_loop;
 mod queue_phase;
+mod queue_thread;
 mod request;
+mod resubmit;
 mod server;
 mod stats;
 

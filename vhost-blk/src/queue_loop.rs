@@ -1,25 +1,31 @@
 //! The loop of one virtqueue: takes chains, runs them against the device, answers them. One thread per queue.
 //!
-//! Called by the back end when a ring starts; returns when the ring stops. While the ring runs the thread never goes back
-//! to the event loop of vhost-user-backend: it polls the kick, the requests in flight and the device's sockets in one
-//! tokio runtime, so a request stays on the thread that received it and the device's connections are looked after even
-//! when the guest is idle.
+//! Called by the queue's thread when its ring starts; returns when the ring stops. While the ring runs the thread polls the
+//! kick, the requests in flight and the device's sockets in one tokio runtime, so a request stays on the thread that
+//! received it and the device's connections are looked after even when the guest is idle.
 //!
 //! Invariants:
-//! - The kick eventfd is never read here, only its edges are watched: the crate's event loop reads it when it is
-//!   readable, and would block, or end the thread, if somebody had emptied it in between.
+//! - The kick eventfd is never read, only its edges are watched. The ring is looked at before the first wait, so a kick that
+//!   a dead back end swallowed is not missed; and the driver is interrupted once at the start, for an answer whose
+//!   interrupt a dead back end did not send.
+//! - A chain is noted in the in-flight record, if there is one, before it is parsed, and the note goes when it is answered.
+//! - What a dead back end left is begun, in its order, before anything new is taken; a request that overlaps one of those
+//!   begun before waits for it.
 //! - The lock of the ring is held for taking and for answering a batch, never across an await or a copy of payload.
 //! - A chain that was taken is answered exactly once, unless the phase says that guest memory belongs to somebody else.
 //! - In flight are at most as many chains as the ring has entries, and [`VHOST_QUEUE_BYTES_MAX`] bytes of payload plus
 //!   one request.
 
 use crate::execute::{Finished, execute};
+use crate::inflight::QueueRecord;
 use crate::queue_phase::{Phase, QueuePhase};
 use crate::request::{Parsed, Refusal, Request, Status, parse};
+use crate::resubmit::Overlaps;
 use crate::stats::{RequestKind, VhostBlkStats};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use ogee_client::BlockDevice;
 use ogee_common::limits::VHOST_QUEUE_BYTES_MAX;
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -36,7 +42,9 @@ use vmm_sys_util::event::EventConsumer;
 
 /// The ring of this crate.
 pub(crate) type Vring = VringMutex<GuestMemoryAtomic<GuestMemoryMmap>>;
-type Chain = DescriptorChain<Arc<GuestMemoryMmap>>;
+pub(crate) type Chain = DescriptorChain<Arc<GuestMemoryMmap>>;
+/// A chain from the ring and the memory it lies in.
+pub(crate) type Taken = (Chain, Arc<GuestMemoryMmap>);
 
 /// Why the ring gives no further chains.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +88,8 @@ pub(crate) struct QueueLoop<'a, D> {
     pub(crate) modern: bool,
     /// Set once a broken ring was reported, so that each kick does not write a line.
     pub(crate) reported: &'a AtomicBool,
+    /// Where requests in flight are noted; `None`: the front end keeps no memory for it.
+    pub(crate) record: RefCell<Option<&'a mut QueueRecord>>,
 }
 
 /// The kick of a ring that is started and enabled.
@@ -98,28 +108,44 @@ fn watch(kick: EventConsumer) -> std::io::Result<AsyncFd<EventConsumer>> {
 }
 
 impl<D: BlockDevice> QueueLoop<'_, D> {
-    /// Runs until the ring stops and nothing is in flight.
+    /// Runs until the ring stops and nothing is in flight; `again` are the chains to be run before new ones.
     ///
     /// # Errors
     /// The kick cannot be watched; nothing was taken then.
-    pub(crate) async fn run(&self, kick: EventConsumer) -> std::io::Result<()> {
+    pub(crate) async fn run(&self, kick: EventConsumer, mut again: VecDeque<Taken>) -> std::io::Result<()> {
         let kick = watch(kick)?;
+        self.interrupt();
         let mut changed = std::pin::pin!(self.phase.changed());
         let mut in_flight = FuturesUnordered::new();
         let mut waiting = VecDeque::new();
         let mut finished = Vec::new();
         let mut payload_bytes = 0;
         let mut ring = RingState::Open;
+        let mut overlaps = Overlaps::default();
         loop {
             let phase = self.phase.get();
+            let looked = again.is_empty();
             match phase {
                 Phase::Abandoning => return Ok(()),
-                Phase::Discarding => waiting.clear(),
-                Phase::Running if ring != RingState::Shut => ring = self.take(&mut waiting, in_flight.len()),
+                Phase::Discarding => {
+                    again.clear();
+                    waiting.clear();
+                }
+                Phase::Running if ring != RingState::Shut && looked => {
+                    ring = self.take(&mut waiting, in_flight.len());
+                }
                 Phase::Idle | Phase::Running | Phase::Draining => {}
             }
+            if in_flight.is_empty() {
+                overlaps.clear();
+            }
             while payload_bytes < VHOST_QUEUE_BYTES_MAX {
-                let Some((chain, memory)) = waiting.pop_front() else { break };
+                let next = match again.front() {
+                    Some((chain, _)) if overlaps.must_wait(chain) => None,
+                    Some(_) => again.pop_front(),
+                    None => waiting.pop_front(),
+                };
+                let Some((chain, memory)) = next else { break };
                 match self.begin(chain, &memory) {
                     Begun::Run(head, request) => {
                         payload_bytes += request.operation.payload_bytes();
@@ -129,8 +155,9 @@ impl<D: BlockDevice> QueueLoop<'_, D> {
                 }
             }
             let stopped = phase != Phase::Running || ring == RingState::Shut;
-            if finished.is_empty() {
-                if stopped && in_flight.is_empty() && waiting.is_empty() {
+            // With the last of the old ones begun, the ring is looked at before the wait.
+            if finished.is_empty() && (looked || !again.is_empty()) {
+                if stopped && in_flight.is_empty() && waiting.is_empty() && again.is_empty() {
                     return Ok(());
                 }
                 poll_fn(|cx| Self::poll_turn(cx, &kick, changed.as_mut(), &mut in_flight, &mut finished)).await;
@@ -168,7 +195,7 @@ impl<D: BlockDevice> QueueLoop<'_, D> {
     }
 
     /// Takes chains from the ring as long as there is room.
-    fn take(&self, waiting: &mut VecDeque<(Chain, Arc<GuestMemoryMmap>)>, in_flight: usize) -> RingState {
+    fn take(&self, waiting: &mut VecDeque<Taken>, in_flight: usize) -> RingState {
         match self.try_take(waiting, in_flight) {
             Ok(state) => state,
             Err(error) => {
@@ -183,7 +210,7 @@ impl<D: BlockDevice> QueueLoop<'_, D> {
 
     fn try_take(
         &self,
-        waiting: &mut VecDeque<(Chain, Arc<GuestMemoryMmap>)>,
+        waiting: &mut VecDeque<Taken>,
         in_flight: usize,
     ) -> Result<RingState, RingError> {
         let mut ring = self.vring.get_mut();
@@ -198,6 +225,9 @@ impl<D: BlockDevice> QueueLoop<'_, D> {
             let queue = ring.get_queue_mut();
             let chains = queue.iter(Arc::clone(&memory)).map_err(RingError::Queue)?;
             for chain in chains.take(room.saturating_sub(in_flight + before)) {
+                if let Some(record) = self.record.borrow_mut().as_mut() {
+                    record.taken(chain.head_index());
+                }
                 waiting.push_back((chain, Arc::clone(&memory)));
             }
             if in_flight + waiting.len() >= room {
@@ -247,15 +277,29 @@ impl<D: BlockDevice> QueueLoop<'_, D> {
         }
         let used: Vec<(u16, u32)> = finished.drain(..).map(|done| (done.head, done.write_reply())).collect();
         let mut ring = self.vring.get_mut();
+        let mut record = self.record.borrow_mut();
         for (head, len) in used {
+            if let Some(record) = record.as_mut() {
+                record.answering(head);
+            }
             if let Err(error) = ring.add_used(head, len) {
                 tracing::debug!(target: "datapath", queue = self.index, head, %error, "used ring refused an entry");
+            }
+            if let Some(record) = record.as_mut() {
+                record.answered(head, ring.get_queue().next_used());
             }
         }
         // An interrupt too many is harmless, one too few hangs the guest.
         if ring.needs_notification().unwrap_or(true)
             && let Err(error) = ring.signal_used_queue()
         {
+            tracing::debug!(target: "datapath", queue = self.index, %error, "interrupt not sent");
+        }
+    }
+
+    /// Interrupts the driver whether it asked for it or not.
+    fn interrupt(&self) {
+        if let Err(error) = self.vring.get_ref().signal_used_queue() {
             tracing::debug!(target: "datapath", queue = self.index, %error, "interrupt not sent");
         }
     }

@@ -3,22 +3,23 @@
 //! Called by the CLI. While a front end is connected the next one waits in the socket's backlog; a front end that
 //! disconnects (guest powered off, QEMU restarted or reconnecting) is followed by the next. Invariants: the next front end
 //! is served only when nothing of the previous one is in flight at the device, so a late write cannot overtake a new one;
-//! a stop closes the connection only after requests in flight are answered or `drain_timeout` is over.
+//! a stop closes the connection only after requests in flight are answered or `drain_timeout` is over. What stays
+//! unanswered is noted in the front end's in-flight memory and run again for the connection that brings it back.
 
 use crate::backend::Backend;
+use crate::channel::{Channel, ResizeWatch, converse};
 use crate::stats::VhostBlkStats;
 use ogee_client::BlockDevice;
 use ogee_common::limits::{VHOST_QUEUE_SIZE_MAX, VHOST_QUEUES_MAX, VHOST_STOP_DRAIN};
 use ogee_proto::unix_socket::{BoundSocket, SocketError};
-use std::io;
+use std::io::{self, ErrorKind};
+use std::net::Shutdown;
 use std::os::fd::AsRawFd;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use vhost::vhost_user::Listener;
-use vhost_user_backend::VhostUserDaemon;
 use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
 use vmm_sys_util::poll::PollContext;
 
@@ -28,8 +29,6 @@ pub const NUM_QUEUES_DEFAULT: u16 = 8;
 pub const QUEUE_SIZE_DEFAULT: u16 = 128;
 /// While a front end's last requests are waited for, a stop is looked for this often.
 const GONE_POLL: Duration = Duration::from_millis(50);
-
-type Daemon<D> = VhostUserDaemon<Arc<Backend<D>>>;
 
 /// What to serve and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,12 +95,6 @@ pub enum ServeError {
         /// The cause.
         #[source]
         source: io::Error,
-    },
-    /// The protocol handler could not start.
-    #[error("start vhost-user handler: {reason}")]
-    Protocol {
-        /// The cause; it does not implement `Error`, so it is no source.
-        reason: vhost_user_backend::Error,
     },
 }
 
@@ -200,57 +193,58 @@ impl<D: BlockDevice> VhostBlkServer<D> {
     /// # Errors
     /// System calls that fail for the server itself; what a front end does wrong only ends its connection.
     pub fn run(self) -> Result<(), ServeError> {
-        let clone = self.listener.try_clone().map_err(io_error("duplicate listening socket"))?;
-        let mut listener = Listener::from(clone);
+        self.listener.set_nonblocking(true).map_err(io_error("prepare listening socket"))?;
         while !self.stop.wait_or(&self.listener)? {
-            self.serve_front_end(&mut listener)?;
+            match self.listener.accept() {
+                Ok((stream, _)) => self.serve_front_end(stream)?,
+                // Gone before it was accepted.
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::ConnectionAborted) => {}
+                Err(source) => return Err(ServeError::Io { verb: "accept front end", source }),
+            }
         }
         Ok(())
     }
 
-    fn serve_front_end(&self, listener: &mut Listener) -> Result<(), ServeError> {
+    fn serve_front_end(&self, stream: UnixStream) -> Result<(), ServeError> {
         let config = &self.config;
-        let backend = Backend::new(self.device.clone(), config.num_queues, config.queue_size, Arc::clone(&self.stats));
-        let backend = Arc::new(backend.map_err(io_error("make queues"))?);
-        let protocol = |reason| ServeError::Protocol { reason };
-        let mut daemon =
-            Daemon::new("vhost-blk".to_owned(), Arc::clone(&backend), backend.memory()).map_err(protocol)?;
-        if let Err(source) = backend.register_ends(&daemon.get_epoll_handlers()) {
-            // Dropping it would wait for threads that nothing can end.
-            std::mem::forget(daemon);
-            return Err(ServeError::Io { verb: "register end of threads", source });
-        }
-        let served = daemon.start(listener).map_err(protocol).and_then(|()| self.watch(&mut daemon, &backend));
+        let stats = Arc::clone(&self.stats);
+        let backend = Backend::start(self.device.clone(), config.num_queues, config.queue_size, stats);
+        let backend = backend.map_err(io_error("make queues"))?;
+        let served = self.watch(stream, &backend);
         self.leave_front_end(&backend);
-        backend.end_workers();
-        drop(daemon);
+        backend.end_threads();
         served
     }
 
     /// Waits for the end of the connection; ends it if the server is to stop.
-    fn watch(&self, daemon: &mut Daemon<D>, backend: &Backend<D>) -> Result<(), ServeError> {
+    fn watch(&self, stream: UnixStream, backend: &Arc<Backend<D>>) -> Result<(), ServeError> {
+        stream.set_nonblocking(false).map_err(io_error("prepare connection"))?;
+        let connection = stream.try_clone().map_err(io_error("duplicate connection"))?;
         self.stats.count_connection();
         tracing::info!(target: "controlpath", socket = %self.config.socket.display(), "front end connected");
         let (gone, notifier) = new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC)
             .map_err(io_error("make connection event"))?;
-        let shutdown = daemon.shutdown_handle();
+        let channel = Channel::default();
+        let resizes = ResizeWatch::new(&self.device).map_err(io_error("watch size"))?;
         let (ended, waited) = std::thread::scope(|scope| {
-            let waiter = scope.spawn(|| {
-                let ended = daemon.wait();
+            let protocol = scope.spawn(|| {
+                let ended = converse(stream, Arc::clone(backend), &channel);
                 notifier.notify().map(|()| ended)
             });
+            scope.spawn(|| resizes.run(|| channel.config_changed()));
             let waited = self.stop.wait_or(&gone);
             if !matches!(waited, Ok(false)) {
                 self.drain(backend);
-                if let Some(shutdown) = shutdown {
-                    shutdown.shutdown();
+                if let Err(error) = connection.shutdown(Shutdown::Both) {
+                    tracing::debug!(target: "controlpath", %error, "connection is closed already");
                 }
             }
-            (waiter.join(), waited)
+            let ended = protocol.join();
+            resizes.end();
+            (ended, waited)
         });
         match ended {
-            Ok(Ok(Ok(()))) => tracing::info!(target: "controlpath", "front end left"),
-            Ok(Ok(Err(error))) => tracing::info!(target: "controlpath", reason = %error, "front end left"),
+            Ok(Ok(reason)) => tracing::info!(target: "controlpath", %reason, "front end left"),
             Ok(Err(error)) => tracing::warn!(target: "controlpath", %error, "end of connection not signalled"),
             Err(_) => tracing::warn!(target: "controlpath", "protocol thread panicked"),
         }

@@ -68,6 +68,7 @@ pub struct KindCounts {
 pub struct VhostBlkStats {
     kinds: [KindCounters; RequestKind::ALL.len()],
     connections: AtomicU64,
+    resubmitted: AtomicU64,
 }
 
 impl VhostBlkStats {
@@ -86,6 +87,16 @@ impl VhostBlkStats {
     #[must_use]
     pub fn connections(&self) -> u64 {
         self.connections.load(Ordering::Relaxed)
+    }
+
+    /// Requests that a dead back end left in flight and that were submitted again.
+    #[must_use]
+    pub fn resubmitted(&self) -> u64 {
+        self.resubmitted.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn count_resubmitted(&self, requests: u64) {
+        self.resubmitted.fetch_add(requests, Ordering::Relaxed);
     }
 
     pub(crate) fn count_success(&self, kind: RequestKind, bytes: u64) {

@@ -188,11 +188,20 @@ impl Cluster {
     /// # Errors
     /// When `ogee vhost-blk` does not become ready.
     pub fn serve(&mut self, volume: &str) -> Result<VhostBackend> {
+        let socket = self.folder.join(format!("{}.sock", self.sockets + 1));
+        self.serve_on(volume, &socket, &[])
+    }
+
+    /// Serves `volume` on a socket that a dead daemon may have left. With `--steal` in `options` the volume is taken from that
+    /// daemon at once; without, when the MDS has given it up.
+    ///
+    /// # Errors
+    /// When `ogee vhost-blk` does not become ready.
+    pub fn serve_on(&mut self, volume: &str, socket: &Path, options: &[&str]) -> Result<VhostBackend> {
         self.sockets += 1;
-        let socket = self.folder.join(format!("{}.sock", self.sockets));
         let log = format!("{}-vhost-{}", self.name, self.sockets);
-        VhostBackend::start(&log, &self.binary, &socket, Readiness::Says, |command| {
-            command.env("OGEE_MDS", &self.mds).args(["vhost-blk", volume, "--socket"]).arg(&socket);
+        VhostBackend::start(&log, &self.binary, socket, Readiness::Says, |command| {
+            command.env("OGEE_MDS", &self.mds).args(["vhost-blk", volume, "--socket"]).arg(socket).args(options);
         })
     }
 

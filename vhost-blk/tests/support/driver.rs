@@ -6,7 +6,9 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::atomic::Ordering;
-use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures};
+use vhost::vhost_user::message::{
+    VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserInflight, VhostUserProtocolFeatures,
+};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use virtio_queue::desc::RawDescriptor;
@@ -69,6 +71,11 @@ impl Guest {
 
 /// A connection with negotiated features and shared memory, but no rings yet.
 pub fn connect(path: &Path, guest: &Guest, features: u64) -> Frontend {
+    connect_with(path, guest, features, VhostUserProtocolFeatures::empty())
+}
+
+/// The same with protocol features that not every test wants.
+pub fn connect_with(path: &Path, guest: &Guest, features: u64, more: VhostUserProtocolFeatures) -> Frontend {
     let mut front = Frontend::connect(path, 64).unwrap();
     front.set_owner().unwrap();
     let offered = front.get_features().unwrap();
@@ -78,7 +85,8 @@ pub fn connect(path: &Path, guest: &Guest, features: u64) -> Frontend {
     let wanted = VhostUserProtocolFeatures::CONFIG
         | VhostUserProtocolFeatures::MQ
         | VhostUserProtocolFeatures::REPLY_ACK
-        | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
+        | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+        | more;
     assert!(protocol.contains(wanted), "{protocol:?}");
     front.set_protocol_features(wanted).unwrap();
     front.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
@@ -92,6 +100,27 @@ pub fn connect(path: &Path, guest: &Guest, features: u64) -> Frontend {
     };
     front.set_mem_table(&[info]).unwrap();
     front
+}
+
+/// In-flight memory as a front end keeps it while no back end lives.
+pub struct Inflight {
+    pub message: VhostUserInflight,
+    pub file: File,
+}
+
+impl Inflight {
+    /// New memory from the back end, and at once in use, as QEMU does it.
+    pub fn get(front: &mut Frontend, num_queues: u16) -> Self {
+        let (message, file) = front.get_inflight_fd(&VhostUserInflight::new(0, 0, num_queues, QUEUE_SIZE)).unwrap();
+        let inflight = Self { message, file };
+        inflight.set(front).unwrap();
+        inflight
+    }
+
+    /// Gives it to a back end.
+    pub fn set(&self, front: &mut Frontend) -> vhost::Result<()> {
+        front.set_inflight_fd(&self.message, self.file.as_raw_fd())
+    }
 }
 
 /// Reads the configuration space.
@@ -152,6 +181,18 @@ impl<'a> Ring<'a> {
         front.set_vring_call(self.index, &self.call).unwrap();
         front.set_vring_kick(self.index, &self.kick).unwrap();
         front.set_vring_enable(self.index, true).unwrap();
+    }
+
+    /// The next request goes to this slot, 0 to 15; nothing may be in flight there.
+    pub fn choose_slot(&mut self, slot: u16) {
+        assert!(slot < QUEUE_SIZE / 8);
+        self.next_slot = slot;
+    }
+
+    /// The next entry of the used ring (head, bytes), if there is one.
+    pub fn poll_used(&mut self) -> Option<(u32, u32)> {
+        let none = self.used_idx() == self.seen_used;
+        if none { None } else { Some(self.wait_used()) }
     }
 
     /// Guest-physical address of this ring's data area.

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use ogee_client::{BlockDevice, DeviceInfo, IoError, IoErrorKind, MemoryDevice, ReadData};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::watch;
 
@@ -14,6 +14,7 @@ pub struct FaultDevice {
     held: Arc<watch::Sender<bool>>,
     started: Arc<AtomicU64>,
     short_reads: Arc<watch::Sender<bool>>,
+    offsets: Arc<Mutex<Vec<u64>>>,
 }
 
 impl FaultDevice {
@@ -24,6 +25,7 @@ impl FaultDevice {
             held: Arc::new(watch::Sender::new(false)),
             started: Arc::default(),
             short_reads: Arc::new(watch::Sender::new(false)),
+            offsets: Arc::default(),
         }
     }
 
@@ -47,7 +49,13 @@ impl FaultDevice {
         self.started.load(Ordering::SeqCst)
     }
 
+    /// Offsets of the IOs that reached the device, in their order.
+    pub fn offsets(&self) -> Vec<u64> {
+        self.offsets.lock().unwrap().clone()
+    }
+
     async fn gate(&self, verb: &'static str, offset: u64, len: u64) -> Result<(), IoError> {
+        self.offsets.lock().unwrap().push(offset);
         self.started.fetch_add(1, Ordering::SeqCst);
         self.held.subscribe().wait_for(|held| !held).await.expect("the device holds the sender");
         let kind = *self.fail.borrow();
