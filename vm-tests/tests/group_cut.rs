@@ -10,13 +10,10 @@ use ogee_common::clock;
 use ogee_common::limits::CHUNK_BYTES;
 use ogee_common::name::VolumeRef;
 use ogee_vm_tests::cluster::Cluster;
+use ogee_vm_tests::gate::Gate;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
 
 /// Consecutive numbers of a writer go to different chunks, and so to different copysets.
 const CHUNKS: u64 = 8;
@@ -27,49 +24,6 @@ const HELD_ROUNDS: u32 = 25;
 const BYPASSED_ROUNDS: u32 = 3;
 /// Without an answer from a client the MDS waits 2 s, then for the seals.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// A way to the MDS that can be stopped: connections stay, nothing passes.
-struct Gate {
-    addr: String,
-    shut: watch::Sender<bool>,
-    task: JoinHandle<()>,
-}
-
-async fn pass(mut from: tokio::net::tcp::OwnedReadHalf, mut to: tokio::net::tcp::OwnedWriteHalf, mut shut: watch::Receiver<bool>) {
-    let mut buffer = vec![0; 16 << 10];
-    while let Ok(n) = from.read(&mut buffer).await {
-        if n == 0 || shut.wait_for(|shut| !*shut).await.is_err() || to.write_all(&buffer[..n]).await.is_err() {
-            return;
-        }
-    }
-}
-
-impl Gate {
-    async fn before(target: String) -> Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
-        let (addr, shut) = (listener.local_addr()?.to_string(), watch::Sender::new(false));
-        let state = shut.clone();
-        let task = tokio::spawn(async move {
-            while let Ok((near, _)) = listener.accept().await {
-                let Ok(far) = TcpStream::connect(&target).await else { continue };
-                let ((from_near, to_near), (from_far, to_far)) = (near.into_split(), far.into_split());
-                tokio::spawn(pass(from_near, to_far, state.subscribe()));
-                tokio::spawn(pass(from_far, to_near, state.subscribe()));
-            }
-        });
-        Ok(Self { addr, shut, task })
-    }
-
-    fn shut(&self, shut: bool) {
-        self.shut.send_replace(shut);
-    }
-}
-
-impl Drop for Gate {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
 
 async fn connect(addr: String) -> Result<Sdk> {
     let config = ClusterConfig { mds: vec![addr], description: "group cut".to_owned(), ..ClusterConfig::default() };

@@ -402,6 +402,9 @@ impl StatusHead {
     }
 }
 
+/// The seq of a seal that ends a layer's time as head: every attach of it is fenced from then on. No write has it.
+pub const SEALED_FOR_GOOD: VolumeSeq = VolumeSeq(u64::MAX);
+
 /// Refuse writes to a layer with a seq below `seq`, in the Raft log only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SealHead {

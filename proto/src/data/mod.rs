@@ -11,7 +11,7 @@ mod reply;
 pub use codec::DecodeError;
 pub use frame::{Frame, FrameReader, HEADER_BYTES, Header, MAGIC, OutFrame, Opcode, VERSION};
 pub use heads::{
-    Ancestor, Command, DropVersionHead, HelloHead, HelloReply, LayerHead, OpenLayerHead, RaftHead, ReadHead, Role,
+    Ancestor, Command, DropVersionHead, HelloHead, HelloReply, LayerHead, OpenLayerHead, RaftHead, ReadHead, Role, SEALED_FOR_GOOD,
     SealHead, StatusHead, WriteHead, ZeroHead,
 };
 pub use reply::{ReadReply, Redirect, Status, StatusReply};

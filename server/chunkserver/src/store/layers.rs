@@ -16,7 +16,7 @@ use super::error::ChunkStoreError;
 use super::record::{FORMAT, Fields, seal};
 use ogee_common::id::{AttachEpoch, LayerId, Term, VolumeSeq};
 use ogee_common::limits::ANCESTRY_DEPTH_MAX;
-use ogee_proto::data::{Ancestor, LayerHead, OpenLayerHead, Redirect, SealHead, Status};
+use ogee_proto::data::{Ancestor, LayerHead, OpenLayerHead, Redirect, SEALED_FOR_GOOD, SealHead, Status};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -222,7 +222,8 @@ impl LayerTable {
         Ok(())
     }
 
-    /// Refuses lower seqs from now on.
+    /// Refuses lower seqs from now on. With [`SEALED_FOR_GOOD`] every attach, with whatever epoch: the volume has left
+    /// this layer behind (a rollback took it from its client), and only snapshots are read from it.
     ///
     /// # Errors
     /// [`Refusal::LayerGone`].
@@ -230,7 +231,9 @@ impl LayerTable {
         if self.is_gone(head.layer) {
             return Err(Refusal::LayerGone);
         }
-        if self.layers.get(&head.layer).is_none_or(|l| l.min_seq < head.seq) {
+        if head.seq == SEALED_FOR_GOOD {
+            self.change(head.layer).fence = AttachEpoch(u64::MAX);
+        } else if self.layers.get(&head.layer).is_none_or(|l| l.min_seq < head.seq) {
             self.change(head.layer).min_seq = head.seq;
         }
         Ok(())
@@ -318,6 +321,27 @@ mod tests {
             term: Term(1),
             chain,
         }
+    }
+
+    #[test]
+    fn a_layer_sealed_for_good_fences_every_attach_and_is_still_read() {
+        let (mut t, term) = (LayerTable::default(), Term(1));
+        t.open(&open(5, 2, &[]), term).expect("opened");
+        t.admit_write(&at(5, 2, 1), term).expect("admitted");
+        let good = SealHead { layer: LayerId(7), seq: SEALED_FOR_GOOD };
+        for _ in 0..2 {
+            t.seal(&good).expect("sealed, also twice");
+            assert_eq!(t.admit_write(&at(5, 2, 1), term), Err(Refusal::Fenced));
+            assert_eq!(t.admit_read(&at(5, 2, 1)), Err(Refusal::Fenced));
+            assert_eq!(t.open(&open(9, 9, &[]), term), Err(Refusal::Fenced));
+            assert_eq!(t.admit_read(&at(0, 1, 0)), Ok(()), "a snapshot of it");
+        }
+        let child = OpenLayerHead { layer: LayerId(8), ..open(6, 3, &[(7, 1)]) };
+        t.open(&child, term).expect("a child of it");
+        // A copyset that never heard of the layer refuses it as well.
+        let mut empty = LayerTable::default();
+        empty.seal(&good).expect("sealed");
+        assert_eq!(empty.open(&open(5, 2, &[]), term), Err(Refusal::Fenced));
     }
 
     #[test]

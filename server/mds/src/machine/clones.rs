@@ -82,6 +82,9 @@ pub(crate) fn rollback(tx: &mut Tx<'_>, path: &str, name: &str, ends: Option<Att
     tx.put(&volume_id, &volume);
     // First the new child, then the old head, which may stand on the same snapshot and would take it along.
     layers::join_parent(tx, child, volume_id, ParentRef { layer: snapshot.layer, seq: snapshot.seq })?;
+    if ends.is_some() {
+        layers::fence_head(tx, old)?;
+    }
     layers::retire_head(tx, old)?;
     Ok(Outcome::Volume(Box::new(info::volume(tx, volume_id, &tx.expect(&volume_id)?)?)))
 }

@@ -13,11 +13,12 @@
 
 use super::Step;
 use super::row::{
-    ChildRow, LayerRow, LayerSnapshotRow, ParentRef, PoolRow, SegmentRow, SnapshotRow, TaskEffect, TaskKind,
+    ChildRow, LayerRow, LayerSnapshotRow, ParentRef, PoolRow, SegmentRow, SnapshotRow, TaskEffect, TaskKind, TaskRow,
 };
 use super::tx::Tx;
 use super::{snapshots, tasks};
 use ogee_common::id::{CopysetId, LayerId, PoolId, SegmentIndex, VolumeId, VolumeSeq};
+use ogee_proto::data::SEALED_FOR_GOOD;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Rows read at once.
@@ -111,6 +112,29 @@ pub(crate) fn copysets(tx: &Tx<'_>, id: LayerId, layer: &LayerRow) -> Step<BTree
         }
     }
     Ok(found)
+}
+
+/// Takes a head from its client in every copyset: the client may hear of no MDS and go on writing, and what it is told was
+/// written must not be lost with the head. The operation that does this waits for [`is_fenced`].
+pub(crate) fn fence_head(tx: &mut Tx<'_>, id: LayerId) -> Step<()> {
+    let copysets = copysets(tx, id, &tx.expect(&id)?)?;
+    tasks::create(tx, id, TaskKind::Seal(SEALED_FOR_GOOD), TaskEffect::None, &copysets)?;
+    Ok(())
+}
+
+/// Whether every copyset has done what [`fence_head`] asked for.
+pub(crate) fn is_fenced(tx: &Tx<'_>, id: LayerId) -> Step<bool> {
+    let mut after = None;
+    loop {
+        let page = tx.scan::<TaskRow>(&(), after.as_ref(), PAGE_ROWS)?;
+        if page.iter().any(|(_, task)| task.layer == id && task.kind == TaskKind::Seal(SEALED_FOR_GOOD)) {
+            return Ok(false);
+        }
+        match page.last() {
+            Some((key, _)) if page.len() == PAGE_ROWS => after = Some(*key),
+            _ => return Ok(true),
+        }
+    }
 }
 
 /// Ends a layer's time as head of its volume.

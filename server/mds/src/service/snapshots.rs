@@ -5,7 +5,7 @@ use super::status::CallError;
 use super::{Core, names, volumes};
 use crate::machine::command::Command;
 use crate::machine::row::{SnapshotRow, SnapshotState, VolumeRow};
-use crate::machine::{groups, info, namespace, snapshots};
+use crate::machine::{groups, info, layers, namespace, snapshots};
 use crate::refusal::Refusal;
 use ogee_common::id::{VolumeId, VolumeSnapshotId};
 use ogee_proto::mds;
@@ -125,6 +125,8 @@ impl Core {
             let info = volumes::volume(core.propose(None, Command::RollbackVolume { path, snapshot: name, ends }).await?)?;
             if let Some(epoch) = ends {
                 core.hub.ended(volume, epoch);
+                let fenced = |tx: &crate::machine::tx::Tx<'_>| Ok(layers::is_fenced(tx, row.layer)?.then_some(()));
+                core.wait_for_tasks("fencing the detached client (the rollback is done)", READY_TIMEOUT, fenced).await?;
             }
             Ok(info)
         });

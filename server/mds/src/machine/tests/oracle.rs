@@ -15,6 +15,7 @@ use super::super::{groups, layers, namespace, tasks};
 use super::{Bench, GIB};
 use crate::refusal::Refusal;
 use ogee_common::id::{AttachEpoch, CopysetId, LayerId, SegmentIndex, SnapshotGroupId, VolumeId, VolumeSeq, VolumeSnapshotId};
+use ogee_proto::data::SEALED_FOR_GOOD;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -124,6 +125,7 @@ impl Replica {
 
     fn carry_out(&mut self, kind: TaskKind) {
         match kind {
+            TaskKind::Seal(SEALED_FOR_GOOD) => self.fence = u64::MAX,
             TaskKind::Seal(seq) => self.min_seq = self.min_seq.max(seq.0),
             TaskKind::DropLayer => {
                 self.gone = true;

@@ -389,6 +389,28 @@ fn rollback_with_a_client_needs_its_consent_and_fences_it() {
     assert!(matches!(refused, Err(Refusal::Attached { .. })));
     let back = b.rollback("a", "s").expect("rollback");
     assert!(back.epoch > epoch && back.attached_by.is_none());
+    let old = b.read(|tx| Ok(tx.scan::<LayerRow>(&(), None, 9)?))[0].0;
+    // The client wrote nowhere yet, so there is no copyset to fence it in.
+    assert!(b.read(|tx| layers::is_fenced(tx, old)));
+}
+
+#[test]
+fn rollback_from_a_client_fences_it_in_every_copyset_of_the_old_head() {
+    let mut b = Bench::with_pool(2);
+    b.create("a", GIB).expect("create");
+    b.attach("a", 1);
+    b.allocate("a", 0, 1).expect("a segment");
+    b.snapshot("a", Some("s"), Hold::Held).expect("snapshot");
+    do_all_tasks(&mut b, 2);
+    let old = b.row("a").1.layer;
+    b.rollback("a", "s").expect("rollback");
+    assert!(!b.read(|tx| layers::is_fenced(tx, old)));
+    do_all_tasks(&mut b, 2);
+    assert!(b.read(|tx| layers::is_fenced(tx, old)));
+    // Without a client nothing is fenced.
+    let old = b.row("a").1.layer;
+    b.rollback("a", "s").expect("rollback");
+    assert!(b.read(|tx| layers::is_fenced(tx, old)));
 }
 
 #[test]
