@@ -10,6 +10,7 @@ use crate::sdk_error::call_failed;
 use clap::Args;
 use ogee_client::{Cluster, ClusterConfig, MdsClient};
 use ogee_proto::net::{Network, TlsConfig};
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -61,9 +62,17 @@ impl Context {
     /// # Errors
     /// No address is known ([`ErrorKind::Usage`]), or no thread can be started.
     pub(crate) fn cluster(&self, io_timeout: Option<Duration>) -> Result<Cluster, CliError> {
+        self.cluster_as(None, io_timeout)
+    }
+
+    /// As [`Context::cluster`], as a known client.
+    ///
+    /// # Errors
+    /// The same.
+    pub(crate) fn cluster_as(&self, client: Option<NonZeroU64>, io_timeout: Option<Duration>) -> Result<Cluster, CliError> {
         let description = format!("{} ogee {}", host_name(), std::process::id());
         let (mds, network) = (self.mds_addrs()?, self.network()?);
-        let config = ClusterConfig { mds, network, description, io_timeout, ..ClusterConfig::default() };
+        let config = ClusterConfig { mds, network, description, client, io_timeout, ..ClusterConfig::default() };
         Cluster::connect_lazy(config).map_err(|e| call_failed("connect", &e))
     }
 

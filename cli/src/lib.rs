@@ -25,6 +25,7 @@
 mod args;
 mod bench;
 mod checksum;
+mod claim;
 mod cluster;
 mod connect;
 mod copy_out;

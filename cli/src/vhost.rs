@@ -1,8 +1,9 @@
 //! `ogee vhost-blk`: serves a volume to one virtual machine over a vhost-user socket, in the foreground.
 //!
-//! Life: open the volume, bind the socket, say `ready`, serve front ends one after another, and on SIGINT or SIGTERM
+//! Life: claim the socket, open the volume, bind the socket, say `ready`, serve front ends one after another, and on SIGINT or SIGTERM
 //! stop, drain, detach and end with 0. A second signal ends it at once; nothing acknowledged is lost then either.
 
+use crate::claim::Claim;
 use crate::connect::Context;
 use crate::error::{CliError, ErrorKind};
 use crate::logging;
@@ -23,6 +24,7 @@ use ogee_vhost_blk::{
 };
 use serde::Serialize;
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -118,9 +120,19 @@ async fn serve(context: &Context, args: VhostBlkArgs) -> Result<(), CliError> {
         let device = NullDevice::new(args.null.unwrap_or_default());
         return serve_open(context.out, &args, &device, None, &mut signals).await;
     };
-    let cluster = context.cluster(args.io_timeout.map(Duration::from_secs))?;
     let mode = if args.read_only { OpenMode::ReadOnly } else { OpenMode::ReadWrite { steal: args.steal } };
-    let volume = open_volume(&cluster, name, mode).await?;
+    let claim = Claim::take(&args.socket, &name.to_string())?;
+    let attach = async {
+        let cluster = context.cluster_as(NonZeroU64::new(claim.client()), args.io_timeout.map(Duration::from_secs))?;
+        open_volume(&cluster, name, mode).await
+    };
+    let volume = match attach.await {
+        Ok(volume) => volume,
+        Err(error) => {
+            claim.not_attached();
+            return Err(error);
+        }
+    };
     // Served until the front ends are gone.
     let served = match args.metrics.map(|addr| volume_metrics::serve(addr, &volume)).transpose() {
         Ok(metrics) => {
@@ -133,6 +145,9 @@ async fn serve(context: &Context, args: VhostBlkArgs) -> Result<(), CliError> {
         closed = close_volume(&volume) => closed,
         () = signals.wait() => Err(CliError::new(ErrorKind::Failure, "second signal: the volume stays attached")),
     };
+    if closed.is_ok() {
+        claim.given_back();
+    }
     served?;
     closed
 }

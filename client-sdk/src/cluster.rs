@@ -11,6 +11,7 @@ use ogee_common::limits as l;
 use ogee_common::rng;
 use ogee_proto::MdsErrorKind;
 use ogee_proto::net::Network;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -68,6 +69,9 @@ pub struct ClusterConfig {
     pub network: Network,
     /// Shown to people in `volume info` as the one who attached: host, program, pid.
     pub description: String,
+    /// Who attaches: a client may take a volume from itself at once. `None`: somebody new. Only for a process that knows that
+    /// its predecessor of this id is dead.
+    pub client: Option<NonZeroU64>,
     /// An IO that takes longer fails with [`crate::IoErrorKind::TimedOut`]; `None` retries for ever.
     pub io_timeout: Option<Duration>,
     /// What a full cluster does to a write.
@@ -121,7 +125,8 @@ impl Cluster {
         let control = ControlThread::start().map_err(|e| fail(MdsErrorKind::Unavailable, e.to_string()))?;
         let mds = MdsClient::new(control.handle().clone(), &config.mds, config.network.clone());
         let routes = RouteTable::default();
-        Ok(Self(Arc::new(ClusterInner { config, mds, client: rng::nonzero_u64(), routes, control })))
+        let client = config.client.map_or_else(rng::nonzero_u64, NonZeroU64::get);
+        Ok(Self(Arc::new(ClusterInner { config, mds, client, routes, control })))
     }
 
     /// Calls to the MDS.

@@ -189,19 +189,18 @@ impl Cluster {
     /// When `ogee vhost-blk` does not become ready.
     pub fn serve(&mut self, volume: &str) -> Result<VhostBackend> {
         let socket = self.folder.join(format!("{}.sock", self.sockets + 1));
-        self.serve_on(volume, &socket, &[])
+        self.serve_on(volume, &socket)
     }
 
-    /// Serves `volume` on a socket that a dead daemon may have left. With `--steal` in `options` the volume is taken from that
-    /// daemon at once; without, when the MDS has given it up.
+    /// Serves `volume` on a socket that a dead daemon may have left.
     ///
     /// # Errors
     /// When `ogee vhost-blk` does not become ready.
-    pub fn serve_on(&mut self, volume: &str, socket: &Path, options: &[&str]) -> Result<VhostBackend> {
+    pub fn serve_on(&mut self, volume: &str, socket: &Path) -> Result<VhostBackend> {
         self.sockets += 1;
         let log = format!("{}-vhost-{}", self.name, self.sockets);
         VhostBackend::start(&log, &self.binary, socket, Readiness::Says, |command| {
-            command.env("OGEE_MDS", &self.mds).args(["vhost-blk", volume, "--socket"]).arg(socket).args(options);
+            command.env("OGEE_MDS", &self.mds).args(["vhost-blk", volume, "--socket"]).arg(socket);
         })
     }
 
