@@ -6,7 +6,7 @@
 
 use crate::balance::HandOver;
 use ogee_common::clock::{self, Instant};
-use ogee_common::id::{ChunkserverId, CopysetId, Term};
+use ogee_common::id::{ChunkserverId, CopysetId, ReplicaId, Term};
 use ogee_common::limits::HEARTBEAT_DOWN_AFTER;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -24,6 +24,18 @@ pub(crate) struct Vitals {
     pub(crate) free_bytes: u64,
     /// Empty: healthy.
     pub(crate) disk_error: String,
+    /// Replicas that are damaged or missing there while the disk works.
+    pub(crate) failed: Vec<ReplicaId>,
+}
+
+impl Vitals {
+    /// What people should know; empty: nothing.
+    pub(crate) fn trouble(self) -> String {
+        match self.failed.len() {
+            n if n > 0 && self.disk_error.is_empty() => format!("{n} damaged or missing replicas are being rebuilt"),
+            _ => self.disk_error,
+        }
+    }
 }
 
 /// Whether a chunkserver works.
@@ -202,7 +214,7 @@ mod tests {
     use super::*;
 
     fn vitals(disk_error: &str) -> Vitals {
-        Vitals { capacity_bytes: 10, free_bytes: 5, disk_error: disk_error.to_owned() }
+        Vitals { capacity_bytes: 10, free_bytes: 5, disk_error: disk_error.to_owned(), failed: vec![] }
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,16 +1,17 @@
-//! Decides which replicas move where, so that every copyset has all its replicas on chunkservers that are not given up.
-//! Pure; called by the leader once a second.
+//! Decides which replicas move where, so that every copyset has all its replicas, in order, on chunkservers that are not
+//! given up. Pure; called by the leader once a second.
 //!
-//! Invariants: a replica moves only from a chunkserver that is out, to one that is up, not out, of the same pool, in a zone
+//! A replica that its chunkserver reports as failed (damaged or missing, on a disk that works) is rebuilt in its place, as a
+//! new replica on the same chunkserver. Invariants: any other replica moves only from a chunkserver that is out, to one that is up, not out, of the same pool, in a zone
 //! that no other replica of the copyset is in, and below [`COPYSETS_PER_CHUNKSERVER_MAX`]; a move begins only while a
-//! majority of the copyset's replicas is up; at most [`MOVES_MAX`] moves go on, [`MOVES_PER_TARGET_MAX`] onto one
+//! majority of the copyset's replicas is up and in order; at most [`MOVES_MAX`] moves go on, [`MOVES_PER_TARGET_MAX`] onto one
 //! chunkserver, so that a rebuild does not take the disks from the guests. Copysets that have lost most come first, then
 //! targets with the fewest copysets. A move whose target went away is given up.
 
-use crate::machine::row::{CopysetRow, MoveRow, MoveState};
+use crate::machine::row::{CopysetRow, MoveRow, MoveState, ReplicaRow};
 use ogee_common::id::{ChunkserverId, CopysetId, PoolId, ReplicaId};
 use ogee_common::limits::COPYSETS_PER_CHUNKSERVER_MAX;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// Moves that go on at once in the whole cluster.
 const MOVES_MAX: usize = 16;
@@ -39,6 +40,8 @@ pub(crate) struct Scene {
     pub(crate) copysets: Vec<(CopysetId, CopysetRow)>,
     /// Moves that go on.
     pub(crate) moves: HashMap<CopysetId, MoveRow>,
+    /// Replicas that failed on chunkservers that are up.
+    pub(crate) failed: HashSet<ReplicaId>,
 }
 
 /// What to do.
@@ -73,15 +76,23 @@ impl Scene {
         self.chunkservers.get(&id).is_some_and(|c| c.out)
     }
 
-    /// Replicas on chunkservers that are out.
-    pub(crate) fn given_up(&self, row: &CopysetRow) -> usize {
-        row.replicas.iter().filter(|r| self.is_out(r.chunkserver)).count()
+    /// Replicas on chunkservers that are out, and failed ones.
+    pub(crate) fn to_replace<'a>(&'a self, row: &'a CopysetRow) -> impl Iterator<Item = &'a ReplicaRow> {
+        row.replicas.iter().filter(|r| self.is_out(r.chunkserver) || self.failed.contains(&r.replica))
     }
 
-    /// Replicas on chunkservers that are out for which no move goes on.
+    fn missing(&self, row: &CopysetRow) -> usize {
+        self.to_replace(row).count()
+    }
+
+    fn working(&self, row: &CopysetRow) -> usize {
+        row.replicas.iter().filter(|r| self.is_up(r.chunkserver) && !self.failed.contains(&r.replica)).count()
+    }
+
+    /// Replicas to be replaced for which no move goes on.
     pub(crate) fn waiting(&self) -> usize {
         let without = self.copysets.iter().filter(|(id, _)| !self.moves.contains_key(id));
-        without.map(|(_, row)| self.given_up(row)).sum()
+        without.map(|(_, row)| self.missing(row)).sum()
     }
 
     /// What to do next.
@@ -102,15 +113,15 @@ impl Scene {
         }
         let mut wanting: Vec<&(CopysetId, CopysetRow)> = self.copysets.iter().filter(|(id, row)| self.wants(*id, row)).collect();
         wanting.sort_by_key(|(id, row)| {
-            let up = row.replicas.iter().filter(|r| self.is_up(r.chunkserver)).count();
-            (up, std::cmp::Reverse(self.given_up(row)), *id)
+            (self.working(row), std::cmp::Reverse(self.missing(row)), *id)
         });
         for (copyset, row) in wanting {
             if self.moves.len() + actions.iter().filter(|a| matches!(a, Action::Start { .. })).count() >= MOVES_MAX {
                 break;
             }
-            let Some(lost) = row.replicas.iter().find(|r| self.is_out(r.chunkserver)) else { continue };
-            let Some(to) = self.target(row, lost.replica, &load, &onto) else { continue };
+            // A failed one is there to disturb; one that is out may still work.
+            let Some(lost) = self.to_replace(row).max_by_key(|r| self.failed.contains(&r.replica)) else { continue };
+            let Some(to) = self.target(row, lost, &load, &onto) else { continue };
             *load.entry(to).or_default() += 1;
             *onto.entry(to).or_default() += 1;
             actions.push(Action::Start { copyset: *copyset, conf_epoch: row.conf_epoch, removed: lost.replica, to });
@@ -119,18 +130,22 @@ impl Scene {
     }
 
     fn wants(&self, id: CopysetId, row: &CopysetRow) -> bool {
-        let up = row.replicas.iter().filter(|r| self.is_up(r.chunkserver)).count();
-        !self.moves.contains_key(&id) && self.given_up(row) > 0 && 2 * up > row.replicas.len()
+        !self.moves.contains_key(&id) && self.missing(row) > 0 && 2 * self.working(row) > row.replicas.len()
     }
 
     fn target(
         &self,
         row: &CopysetRow,
-        lost: ReplicaId,
+        lost: &ReplicaRow,
         load: &HashMap<ChunkserverId, usize>,
         onto: &HashMap<ChunkserverId, usize>,
     ) -> Option<ChunkserverId> {
-        let staying = row.replicas.iter().filter(|r| r.replica != lost);
+        let own = lost.chunkserver;
+        if self.failed.contains(&lost.replica) && self.is_up(own) && !self.is_out(own) {
+            let busy = onto.get(&own).is_some_and(|n| *n >= MOVES_PER_TARGET_MAX);
+            return (!busy).then_some(own);
+        }
+        let staying = row.replicas.iter().filter(|r| r.replica != lost.replica);
         let zones: Vec<&str> =
             staying.filter_map(|r| self.chunkservers.get(&r.chunkserver)).map(|c| &c.zone[..]).collect();
         let of = |map: &HashMap<ChunkserverId, usize>, id| map.get(&id).copied().unwrap_or(0);
@@ -158,7 +173,6 @@ impl Scene {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::row::ReplicaRow;
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 
@@ -181,7 +195,7 @@ mod tests {
     fn scene(zones: &[usize], copysets: &[&[u32]]) -> Scene {
         let chunkservers = (1u32..).zip(zones).map(|(id, z)| (ChunkserverId(id), candidate(*z))).collect();
         let copysets = (1u32..).zip(copysets).map(|(id, on)| copyset(id, on)).collect();
-        Scene { chunkservers, copysets, moves: HashMap::new() }
+        Scene { chunkservers, copysets, ..Scene::default() }
     }
 
     fn change(scene: &mut Scene, id: u32, change: impl FnOnce(&mut Candidate)) {
@@ -202,6 +216,23 @@ mod tests {
         change(&mut s, 3, |c| c.up = true);
         change(&mut s, 4, |c| c.zone = "z0".to_owned());
         assert_eq!(s.plan(), vec![], "two replicas in one zone");
+    }
+
+    #[test]
+    fn a_failed_replica_is_rebuilt_in_its_place_while_the_others_are_a_majority() {
+        let mut s = scene(&[0, 1, 2], &[&[1, 2, 3]]);
+        s.failed.insert(ReplicaId(102));
+        let (copyset, removed, to) = (CopysetId(1), ReplicaId(102), ChunkserverId(2));
+        assert_eq!(s.plan(), vec![Action::Start { copyset, conf_epoch: 1, removed, to }]);
+        assert_eq!(s.waiting(), 1);
+        s.failed.insert(ReplicaId(103));
+        assert_eq!(s.plan(), vec![], "two of three have failed: nobody can say what is right");
+        s.failed.remove(&ReplicaId(103));
+        change(&mut s, 1, |c| c.up = false);
+        assert_eq!(s.plan(), vec![], "no majority");
+        change(&mut s, 1, |c| c.up = true);
+        change(&mut s, 2, |c| c.out = true);
+        assert_eq!(s.plan(), vec![], "its place is given up and there is no other");
     }
 
     #[test]
@@ -263,7 +294,7 @@ mod tests {
             }
             let full = s.chunkservers.values().filter(|c| !c.out).count() * COPYSETS_PER_CHUNKSERVER_MAX as usize;
             if (copysets as usize) * 3 * 2 < full {
-                prop_assert!(s.copysets.iter().all(|(_, row)| s.given_up(row) == 0));
+                prop_assert!(s.copysets.iter().all(|(_, row)| s.missing(row) == 0));
             }
         }
     }

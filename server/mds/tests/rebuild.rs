@@ -24,6 +24,8 @@ struct Play {
     /// Members of each group as its leader would report them, and learners.
     groups: BTreeMap<u32, (BTreeSet<u64>, BTreeSet<u64>)>,
     silent: Option<u32>,
+    /// Copyset and replica that its chunkserver reports as damaged as long as it has it.
+    damaged: Option<(u32, u64)>,
     dropped: BTreeSet<(u32, u64)>,
     orders: Vec<m::MoveOrder>,
 }
@@ -53,6 +55,11 @@ impl Play {
         here.filter(|p| p.held.contains_key(&copyset)).map(|p| p.id).min().expect("a host")
     }
 
+    fn failed_of(&self, player: &Player) -> Vec<m::FailedReplica> {
+        let here = self.damaged.iter().filter(|(copyset, replica)| player.held.get(copyset) == Some(replica));
+        here.map(|(copyset, replica)| m::FailedReplica { copyset: *copyset, replica: *replica, why: "rot".into() }).collect()
+    }
+
     async fn round(&mut self, c: &mut Client) {
         for at in 0..self.players.len() {
             let player = &self.players[at];
@@ -74,6 +81,7 @@ impl Play {
                 free_bytes: 1 << 39,
                 copysets: player.held.iter().map(report).collect(),
                 held: player.held.iter().map(|(c, r)| m::HeldReplica { copyset: *c, replica: *r }).collect(),
+                failed: self.failed_of(player),
                 ..m::HeartbeatRequest::default()
             };
             let reply = c.heartbeat(request).await.expect("an answer").into_inner();
@@ -92,7 +100,9 @@ impl Play {
                 }
             }
         }
-        for join in reply.join.iter().filter(|j| j.create) {
+        // An old replica goes first: then the order to make the new one is obeyed at the next heartbeat.
+        let dropped = |j: &m::Join| reply.drop.iter().any(|d| d.copyset == j.copyset);
+        for join in reply.join.iter().filter(|j| j.create && !dropped(j)) {
             assert!(player.held.insert(join.copyset, join.replica).is_none(), "two replicas of a copyset on one disk");
         }
         for order in &reply.moves {
@@ -172,4 +182,25 @@ async fn who_is_given_up_by_a_person_stays_so_and_is_forgotten_when_empty() {
     assert_eq!(out(&mut c, victim).await, "asked");
     c.remove_chunkserver(remove).await.expect("forgotten");
     assert!(hosts(&mut c).await.values().all(|on| on.len() == 3 && !on.contains(&victim)));
+}
+
+#[tokio::test]
+async fn a_damaged_replica_is_deleted_and_rebuilt_in_its_place() {
+    let cluster = Cluster::start(1);
+    let (mut play, mut c) = Play::start(&cluster, 4).await;
+    let before = hosts(&mut c).await;
+    let (copyset, replica) = play.players[1].held.iter().map(|(c, r)| (*c, *r)).next_back().expect("a replica");
+    play.damaged = Some((copyset, replica));
+    play.until("the damaged one to go", &mut c, async |p, _| p.dropped.contains(&(copyset, replica))).await;
+    play.until("the new one to vote", &mut c, async |p, c| {
+        let new = p.players[1].held.get(&copyset).copied();
+        let list = c.list_copysets(m::Empty {}).await.expect("list").into_inner().copysets;
+        let row = list.into_iter().find(|r| r.id == copyset).expect("known");
+        new.is_some_and(|new| new != replica && row.replicas.iter().any(|r| r.replica == new && r.chunkserver == p.players[1].id))
+    })
+    .await;
+    let settled = async |_: &Play, c: &mut Client| c.cluster_status(m::Empty {}).await.expect("status").into_inner().copysets_degraded == 0;
+    play.until("nothing to be left", &mut c, settled).await;
+    assert_eq!(hosts(&mut c).await, before, "everything is where it was");
+    assert_eq!(play.dropped, BTreeSet::from([(copyset, replica)]));
 }

@@ -73,6 +73,13 @@ impl OpenError {
     fn load(group: u64, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self::Load { group, source: source.into() }
     }
+
+    /// Whether log and checkpoint of the group do not belong together: what the checkpoint lacks was purged from the
+    /// log. Something on the disk was lost.
+    #[must_use]
+    pub fn is_gap(&self) -> bool {
+        matches!(self, Self::Load { source, .. } if matches!(source.downcast_ref(), Some(RepairError::Gap { .. })))
+    }
 }
 
 /// The Raft layer of one process.

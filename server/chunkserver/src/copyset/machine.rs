@@ -7,6 +7,7 @@
 //!
 //! Reply of a command: status (u16, little-endian), then the head of the reply ([`Refusal::reply`]).
 
+use super::install::InstallError;
 use crate::store::error::{ChunkStoreError, blocking};
 use crate::store::{CopysetStore, Refusal};
 use bytes::Bytes;
@@ -130,6 +131,7 @@ impl CopysetMachine {
     fn judge<T>(&mut self, verb: &'static str, result: Result<T, ChunkStoreError>) -> Result<T, StateMachineError> {
         result.map_err(|e| {
             self.failed = true;
+            self.store.note(&e);
             StateMachineError { verb, source: Box::new(e) }
         })
     }
@@ -194,6 +196,9 @@ impl StateMachine for CopysetMachine {
             Err(e) if !e.is_fatal() => Err(StateMachineError { verb, source: Box::new(e) }),
             Err(e) => {
                 self.failed = true;
+                if let InstallError::Store(error) = &e {
+                    self.store.note(error);
+                }
                 Err(StateMachineError { verb, source: Box::new(e) })
             }
             Ok(()) => Ok(()),

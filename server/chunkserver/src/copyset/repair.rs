@@ -161,7 +161,11 @@ impl CopysetStore {
         match file.and_then(|file| pieces.iter().try_for_each(|(offset, bytes)| Ok(file.write_at(bytes, *offset)?))) {
             Ok(()) => {}
             Err(e) if e.kind() == ChunkStoreErrorKind::NoSpace => return Ok(()),
-            Err(e) => return Err(e),
+            Err(e) => {
+                // As a failed write of an entry: the replica ends.
+                self.note(&e);
+                return Err(e);
+            }
         }
         let changed: Vec<(u32, NewPage)> =
             mended.iter().filter(|m| m.was_damaged).map(|m| (first + m.page, NewPage::Data(m.crc))).collect();

@@ -146,7 +146,7 @@ impl Control {
             }
         }
         self.book.replace(&reply.peers);
-        if let Err(error) = self.copysets.follow(self.own, &reply.host, &reply.create).await {
+        if let Err(error) = self.copysets.follow(self.own, &reply).await {
             tracing::error!(error = &error as &dyn std::error::Error, "make copyset replicas");
         }
         for nobodys in &reply.drop {
@@ -178,12 +178,9 @@ impl Control {
         let usage = self.dir.usage();
         let (total, free) = usage.as_ref().map_or((0, 0), |u| (u.total_bytes, u.free_bytes));
         let capacity = self.capacity_bytes.unwrap_or(total);
-        let lost = self.copysets.lost();
-        let failed = self.copysets.all().iter().filter(|h| h.has_failed()).count();
-        let disk_error = match (&usage, lost, failed) {
-            (Err(e), _, _) => e.to_string(),
-            (_, _, n) if n > 0 => format!("{n} copyset replicas stopped"),
-            (_, n, _) if n > 0 => format!("{n} copyset replicas are missing from the disk"),
+        let disk_error = match (&usage, self.copysets.disk_failures()) {
+            (Err(e), _) => e.to_string(),
+            (_, n) if n > 0 => format!("{n} copyset replicas stopped"),
             _ => String::new(),
         };
         mds::HeartbeatRequest {
@@ -196,6 +193,7 @@ impl Control {
             done: std::mem::take(&mut self.tasks().done),
             disk_error,
             held: self.copysets.held(),
+            failed: self.copysets.damaged(),
         }
     }
 

@@ -4,16 +4,17 @@
 //! `replica` is durable before its Raft group opens; a replica that the MDS believes to exist but that is not in the
 //! table is **not** made again: it was lost with its disk, and is reported as an error (INV: a replica id is never
 //! reused). A replica is reported to the MDS only once its group has been initialised, because the report takes away
-//! the permission to create it.
+//! the permission to create it. A replica whose own records are damaged, or that is missing, is *failed*: it takes part no
+//! more, everything else of the disk goes on, and the MDS has it deleted and rebuilt under a new id.
 
 use super::error::{DaemonError, DaemonErrorKind};
 use crate::copyset::{CopysetFetch, CopysetMachine};
-use crate::store::{ChunkStore, CopysetStore};
+use crate::store::{ChunkStore, ChunkStoreError, ChunkStoreErrorKind, CopysetStore, Fault};
 use ogee_common::id::{CopysetId, ReplicaId};
 use ogee_disk::{Batch, Durability, MetaStore, Table};
 use ogee_proto::mds;
-use ogee_raft::{GroupStatus, Members, RaftGroup, RaftProcess};
-use std::collections::{BTreeMap, HashSet};
+use ogee_raft::{GroupStatus, Members, OpenError, RaftGroup, RaftProcess, WalError, WalErrorKind};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -41,8 +42,25 @@ pub(super) struct Hosted {
 impl Hosted {
     /// Whether the replica's log or state machine failed.
     pub(super) fn has_failed(&self) -> bool {
-        matches!(self.group.state().borrow().status, GroupStatus::Failed(_))
+        self.store.fault().is_some() || matches!(self.group.state().borrow().status, GroupStatus::Failed(_))
     }
+
+    /// Ends a replica that has failed in a way that Raft does not know of.
+    pub(super) async fn end_if_failed(&self) {
+        let running = self.group.state().borrow().status == GroupStatus::Running;
+        if running && self.store.fault().is_some() {
+            tracing::error!(copyset = %self.copyset, replica = %self.replica, "a failed replica is stopped");
+            self.group.shutdown().await;
+        }
+    }
+}
+
+/// A replica that could not be opened.
+struct Broken {
+    replica: ReplicaId,
+    why: String,
+    /// Its records are damaged; otherwise the disk failed.
+    damaged: bool,
 }
 
 #[derive(Default)]
@@ -50,8 +68,10 @@ struct Replicas {
     open: BTreeMap<CopysetId, Hosted>,
     /// Initialised since the start or before it: may be reported.
     ready: HashSet<CopysetId>,
+    /// Here, but they could not be opened.
+    broken: BTreeMap<CopysetId, Broken>,
     /// Listed by the MDS as existing, but not here.
-    lost: HashSet<CopysetId>,
+    lost: HashMap<CopysetId, ReplicaId>,
     /// Being deleted.
     dropping: HashSet<CopysetId>,
 }
@@ -88,9 +108,30 @@ impl Copysets {
         self.table().open.values().cloned().collect()
     }
 
-    /// Copysets that the MDS believes to be here but that are not.
-    pub(super) fn lost(&self) -> usize {
-        self.table().lost.len()
+    /// Replicas that stopped because the disk failed under them.
+    pub(super) fn disk_failures(&self) -> usize {
+        let table = self.table();
+        let open = table.open.values().filter(|h| h.has_failed() && !self.is_damaged(h)).count();
+        open + table.broken.values().filter(|b| !b.damaged).count()
+    }
+
+    /// Replicas that are damaged or missing while the disk works: the MDS has them rebuilt.
+    pub(super) fn damaged(&self) -> Vec<mds::FailedReplica> {
+        let table = self.table();
+        let failed = |copyset: &CopysetId, replica: ReplicaId, why: &str| mds::FailedReplica {
+            copyset: copyset.0,
+            replica: replica.0,
+            why: why.to_owned(),
+        };
+        let open = table.open.values().filter(|h| self.is_damaged(h));
+        let open = open.map(|h| failed(&h.copyset, h.replica, "its log or its metadata is damaged"));
+        let broken = table.broken.iter().filter(|(_, b)| b.damaged).map(|(id, b)| failed(id, b.replica, &b.why));
+        let lost = table.lost.iter().map(|(id, replica)| failed(id, *replica, "missing from the disk"));
+        open.chain(broken).chain(lost).collect()
+    }
+
+    fn is_damaged(&self, hosted: &Hosted) -> bool {
+        hosted.store.fault() == Some(Fault::Damaged) || self.process.wal().group(u64::from(hosted.copyset.0)).damaged
     }
 
     /// Opens every replica that the table names.
@@ -111,8 +152,22 @@ impl Copysets {
         for (key, value) in rows {
             let (copyset, replica) =
                 decode_row(&key, &value).ok_or_else(|| self.fail("decode replica row in", BadRow.into()))?;
-            self.open(copyset, replica).await?;
+            if let Err(error) = self.open(copyset, replica).await {
+                self.set_aside(copyset, replica, error)?;
+            }
         }
+        Ok(())
+    }
+
+    /// Goes on without a replica that cannot be opened. A damaged metadata store is the whole disk's end.
+    fn set_aside(&self, copyset: CopysetId, replica: ReplicaId, error: DaemonError) -> Result<(), DaemonError> {
+        if self.store.damage().borrow().is_some() {
+            return Err(error);
+        }
+        let damaged = is_damage(&error);
+        let why = chain(&error);
+        tracing::error!(%copyset, %replica, damaged, why, "a replica cannot be opened; the others go on");
+        self.table().broken.insert(copyset, Broken { replica, why, damaged });
         Ok(())
     }
 
@@ -134,11 +189,18 @@ impl Copysets {
     ///
     /// # Errors
     /// [`DaemonErrorKind::Disk`].
-    pub(super) async fn follow(&self, own: u32, wanted: &[mds::Copyset], create: &[u64]) -> Result<(), DaemonError> {
+    pub(super) async fn follow(&self, own: u32, reply: &mds::HeartbeatReply) -> Result<(), DaemonError> {
+        // A replica that is rebuilt in its place: the row still names the old one.
+        let joining: HashSet<u32> = reply.join.iter().map(|j| j.copyset).collect();
+        let wanted: Vec<&mds::Copyset> = reply.host.iter().filter(|c| !joining.contains(&c.id)).collect();
+        self.table().lost.retain(|id, _| wanted.iter().any(|c| c.id == id.0));
         for copyset in wanted {
             let id = CopysetId(copyset.id);
             let Some(mine) = copyset.replicas.iter().find(|r| r.chunkserver == own) else { continue };
-            let may_create = create.contains(&mine.replica);
+            let may_create = reply.create.contains(&mine.replica);
+            if self.is_going(id) {
+                continue;
+            }
             let hosted = match self.get(id) {
                 Some(hosted) if hosted.replica.0 == mine.replica => hosted,
                 Some(hosted) => {
@@ -147,7 +209,7 @@ impl Copysets {
                 }
                 None if may_create => self.create(id, ReplicaId(mine.replica)).await?,
                 None => {
-                    if self.table().lost.insert(id) {
+                    if self.table().lost.insert(id, ReplicaId(mine.replica)).is_none() {
                         tracing::error!(copyset = %id, replica = mine.replica, "the MDS expects a replica that is not on this disk");
                     }
                     continue;
@@ -166,6 +228,12 @@ impl Copysets {
         Ok(())
     }
 
+    /// Whether a replica is being deleted, or waits for that.
+    fn is_going(&self, copyset: CopysetId) -> bool {
+        let table = self.table();
+        table.dropping.contains(&copyset) || table.broken.contains_key(&copyset)
+    }
+
     /// Makes replicas that join groups which exist, and makes them known.
     ///
     /// # Errors
@@ -173,7 +241,7 @@ impl Copysets {
     pub(super) async fn join(&self, wanted: &[mds::Join]) -> Result<(), DaemonError> {
         for join in wanted {
             let id = CopysetId(join.copyset);
-            if self.table().dropping.contains(&id) {
+            if self.is_going(id) {
                 continue;
             }
             match self.get(id) {
@@ -197,17 +265,19 @@ impl Copysets {
 
     /// Everything on the disk: copysets and replicas.
     pub(super) fn held(&self) -> Vec<mds::HeldReplica> {
-        let held = |h: &Hosted| mds::HeldReplica { copyset: h.copyset.0, replica: h.replica.0 };
-        self.table().open.values().map(held).collect()
+        let held = |copyset: CopysetId, replica: ReplicaId| mds::HeldReplica { copyset: copyset.0, replica: replica.0 };
+        let table = self.table();
+        let open = table.open.values().map(|h| held(h.copyset, h.replica));
+        open.chain(table.broken.iter().map(|(copyset, b)| held(*copyset, b.replica))).collect()
     }
 
     /// Deletes a replica that is nobody's any more. Until its data is gone, no other replica of its copyset is made here.
     pub(super) async fn drop_replica(self: Arc<Self>, copyset: CopysetId, replica: ReplicaId) {
         let hosted = {
             let mut table = self.table();
-            match table.open.get(&copyset) {
-                Some(hosted) if hosted.replica == replica => {}
-                _ => return,
+            let is_open = table.open.get(&copyset).is_some_and(|h| h.replica == replica);
+            if !is_open && table.broken.remove(&copyset).is_none_or(|b| b.replica != replica) {
+                return;
             }
             table.dropping.insert(copyset);
             table.ready.remove(&copyset);
@@ -290,6 +360,21 @@ impl Copysets {
             })
             .collect()
     }
+}
+
+/// Whether the records of the replica are what is wrong.
+fn is_damage(error: &DaemonError) -> bool {
+    let sources = std::iter::successors(std::error::Error::source(error), |e| e.source());
+    sources.into_iter().any(|e| {
+        let store = e.downcast_ref::<ChunkStoreError>().is_some_and(|e| e.kind() == ChunkStoreErrorKind::Corrupt);
+        let log = e.downcast_ref::<WalError>().is_some_and(|e| e.kind() == WalErrorKind::Corrupt);
+        store || log || e.downcast_ref::<OpenError>().is_some_and(OpenError::is_gap)
+    })
+}
+
+fn chain(error: &DaemonError) -> String {
+    let all = std::iter::successors(Some(error as &dyn std::error::Error), |e| e.source());
+    all.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 #[derive(Debug, thiserror::Error)]

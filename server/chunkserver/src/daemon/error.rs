@@ -43,6 +43,12 @@ pub(super) enum Reason {
     /// Superblock of wrong length, magic or checksum.
     #[error("the superblock is damaged; the disk can only come back empty, as a new one")]
     DamagedSuperblock,
+    /// The mark of a damaged metadata store.
+    #[error(
+        "its metadata was found damaged (the file says how); its replicas are rebuilt from the others. Give an empty directory: \
+         the disk comes back as a new one"
+    )]
+    Condemned,
     /// A superblock of a newer format.
     #[error("the superblock has a format that this version does not know")]
     NewerSuperblock,

@@ -8,6 +8,7 @@
 pub mod config;
 mod control;
 mod copysets;
+mod damage;
 mod data_server;
 mod error;
 mod mds_channel;

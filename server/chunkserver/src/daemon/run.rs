@@ -5,6 +5,7 @@
 //! listening, checkpoint every replica, shut the groups down. A crash at any point is a normal restart.
 
 use super::config::ChunkserverConfig;
+use super::damage;
 use super::control::{Control, ControlParts, PeerBook};
 use super::copysets::Copysets;
 use super::data_server::DataServer;
@@ -56,6 +57,8 @@ struct Process {
     control: Arc<Control>,
     upkeep: Upkeep,
     wal: Wal,
+    /// The store's word that its metadata is damaged.
+    damaged: watch::Receiver<Option<Arc<str>>>,
     _metrics: Option<MetricsServer>,
 }
 
@@ -65,6 +68,7 @@ impl Process {
         let fail = |kind, verb, source| DaemonError { kind, verb, path: path.clone(), source };
         let dir = DataDir::open(&path)
             .map_err(|e| fail(DaemonErrorKind::DataDir, "open data directory", e.into()))?;
+        damage::refuse_damaged(&dir, &path)?;
         let superblock = Superblock::load_or_create(&dir, &path)?;
         let network = Network::new(config.tls.as_ref())
             .map_err(|e| fail(DaemonErrorKind::Certificate, "read certificates for", e.into()))?;
@@ -91,7 +95,11 @@ impl Process {
         let raft = RaftProcess::new(identity, wal.clone(), book.clone(), RaftTuning::default());
         let store = ChunkStore::new(dir.clone(), meta.clone(), store_tuning(config, &dir));
         let copysets = Arc::new(Copysets::new(raft.clone(), store.clone(), meta.clone(), path.clone()));
-        copysets.open_all().await?;
+        let damaged = store.damage();
+        if let Err(error) = copysets.open_all().await {
+            let found = damaged.borrow().clone();
+            return Err(found.map_or(error, |why| damage::condemn(&dir, path.clone(), &why)));
+        }
         let sessions = Arc::new(Sessions::default());
         let metrics = Metrics {
             own,
@@ -124,7 +132,7 @@ impl Process {
         let upkeep = Upkeep { copysets: copysets.clone(), control: control.clone(), book, meta, wal: wal.clone() };
         tracing::info!(chunkserver = %superblock.id, listen = %config.listen, zone = config.zone, "chunkserver serves");
         let _metrics = config.metrics.and_then(|addr| metrics::serve(addr, metrics));
-        Ok(Self { own, path, dir: own_dir, listener, network, server, copysets, control, upkeep, wal, _metrics })
+        Ok(Self { own, path, dir: own_dir, listener, network, server, copysets, control, upkeep, wal, damaged, _metrics })
     }
 
     async fn serve(self, shutdown: impl Future<Output = ()>) -> Result<(), DaemonError> {
@@ -133,6 +141,7 @@ impl Process {
         tasks.spawn(self.upkeep.run());
         tasks.spawn(accept_all(self.listener, self.network, self.server, self.own));
         let mut ended = self.wal.ended();
+        let mut damaged = self.damaged;
         let outcome = tokio::select! {
             () = shutdown => Ok(()),
             () = directory_gone(&self.dir) => Err(DaemonError {
@@ -141,6 +150,7 @@ impl Process {
                 path: self.path,
                 source: Reason::DirectoryGone.into(),
             }),
+            why = damage::found(&mut damaged) => Err(damage::condemn(&self.dir, self.path, &why)),
             why = log_end(&mut ended) => Err(DaemonError {
                 kind: DaemonErrorKind::Disk,
                 verb: "write log in",

@@ -36,6 +36,9 @@ impl Upkeep {
         loop {
             tokio::time::sleep(TURN).await;
             self.control.refresh_space();
+            for hosted in self.copysets.all() {
+                hosted.end_if_failed().await;
+            }
             for due in self.due(&mut schedule) {
                 let (Due::Checkpoint(copyset) | Due::Trim(copyset)) = due;
                 let Some(hosted) = self.copysets.get(copyset) else { continue };

@@ -23,7 +23,7 @@ use ogee_raft::api::Applied;
 use std::collections::HashMap;
 use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Rows of the metadata store that are read at a time while loading.
 const SCAN_ROWS: usize = 4096;
@@ -39,6 +39,17 @@ pub struct CopysetStore {
     pub(crate) repairing: tokio::sync::Mutex<()>,
     /// A flush outside of a checkpoint failed: no checkpoint may succeed any more.
     pub(crate) flush_failed: AtomicBool,
+    /// The first [`Fault`] that was noted.
+    fault: OnceLock<Fault>,
+}
+
+/// Why a replica must take part no more, whoever found it: the state machine, a read, a repair or the scrub.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The disk failed under it.
+    Disk,
+    /// Its own records are damaged while the disk works: it is to be rebuilt from the others.
+    Damaged,
 }
 
 /// Rows that an operation has loaded, with their stamp then; so that a small cache cannot starve it.
@@ -70,7 +81,8 @@ impl Drop for CopysetStore {
 impl CopysetStore {
     pub(crate) fn new(process: Arc<ChunkStore>, id: CopysetId) -> Arc<Self> {
         let (gate, repairing) = (tokio::sync::Mutex::new(()), tokio::sync::Mutex::new(()));
-        Arc::new(Self { process, id, state: Mutex::default(), gate, repairing, flush_failed: AtomicBool::new(false) })
+        let state = Mutex::default();
+        Arc::new(Self { process, id, state, gate, repairing, flush_failed: AtomicBool::new(false), fault: OnceLock::new() })
     }
 
     /// The copyset.
@@ -87,6 +99,28 @@ impl CopysetStore {
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Why the replica must end, if it must. The owner looks at it and ends it.
+    #[must_use]
+    pub fn fault(&self) -> Option<Fault> {
+        self.fault.get().copied()
+    }
+
+    /// Remembers a failure that the replica must not survive; a damaged metadata store also ends the process.
+    pub(crate) fn note(&self, error: &ChunkStoreError) {
+        let fault = match error.kind() {
+            ChunkStoreErrorKind::Corrupt => Fault::Damaged,
+            ChunkStoreErrorKind::Disk => Fault::Disk,
+            ChunkStoreErrorKind::MetaCorrupt => {
+                self.process.note_damage(error);
+                Fault::Disk
+            }
+            ChunkStoreErrorKind::NoSpace | ChunkStoreErrorKind::Busy | ChunkStoreErrorKind::Fetch | ChunkStoreErrorKind::Stopped => return,
+        };
+        if self.fault.set(fault).is_ok() {
+            tracing::error!(copyset = self.id.0, ?fault, error = error as &dyn std::error::Error, "a replica has failed");
+        }
     }
 
     /// What was applied last.
@@ -230,13 +264,15 @@ impl CopysetStore {
         let rows = blocking(move || {
             stamps.into_iter().map(|(key, stamp)| Ok((key, stamp, store.read_row(key)?))).collect::<Result<Vec<_>, _>>()
         })
-        .await?;
+        .await
+        .inspect_err(|e| self.note(e))?;
         let state = self.state();
         for (key, stamp, row) in rows {
             if state.stamp(key.version) != Some(stamp) || state.dirty_rows.contains_key(&key) {
                 continue;
             }
-            let row = Arc::new(row.ok_or(ChunkStoreError::Record { what: "metadata row" })?);
+            let missing = || ChunkStoreError::Record { what: "metadata row" };
+            let row = Arc::new(row.ok_or_else(missing).inspect_err(|e| self.note(e))?);
             self.process.with_rows(|rows| rows.insert((self.id, key), Arc::clone(&row)));
             loaded.insert(key, (stamp, row));
         }

@@ -13,8 +13,10 @@ pub enum ChunkStoreErrorKind {
     Disk,
     /// The disk is full; the same operation may succeed later.
     NoSpace,
-    /// A metadata record or a log entry is damaged; the replica is out.
+    /// A metadata record or a log entry is damaged; the replica is out, and is rebuilt from the others.
     Corrupt,
+    /// The metadata store itself is damaged: the whole disk is out.
+    MetaCorrupt,
     /// The pages are being written by an entry that cannot finish now; try later.
     Busy,
     /// What another replica sent cannot be used; the install fails and is tried again.
@@ -68,6 +70,7 @@ impl ChunkStoreError {
         match self {
             Self::Disk(e) if e.kind() == DiskErrorKind::NoSpace => ChunkStoreErrorKind::NoSpace,
             Self::Meta(e) if e.kind() == StoreErrorKind::NoSpace => ChunkStoreErrorKind::NoSpace,
+            Self::Meta(e) if e.kind() == StoreErrorKind::Corrupt => ChunkStoreErrorKind::MetaCorrupt,
             Self::Disk(_) | Self::Meta(_) | Self::FlushFailed => ChunkStoreErrorKind::Disk,
             Self::Record { .. } | Self::Entry { .. } => ChunkStoreErrorKind::Corrupt,
             Self::Busy => ChunkStoreErrorKind::Busy,

@@ -74,7 +74,7 @@ pub(crate) mod state;
 pub(crate) mod write;
 
 pub use crate::copyset::reading::{ReadChain, ReadError, ReadOutcome, ReadRange};
-pub use copyset_store::CopysetStore;
+pub use copyset_store::{CopysetStore, Fault};
 pub use error::{ChunkStoreError, ChunkStoreErrorKind};
 pub use key::{ChunkKey, RowKey, VersionKey};
 pub use layers::{LayerInfo, LayerTable, Refusal};

@@ -16,6 +16,7 @@ use ogee_disk::{Batch, DataDir, DataFile, Durability, MetaStore};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// Sizes that a chunkserver may be given; the default is [`ogee_common::limits`]. Tests make them small.
 #[derive(Debug, Clone)]
@@ -95,6 +96,8 @@ pub struct ChunkStore {
     full: AtomicBool,
     /// Of what installs fetch.
     pub(crate) pace: Pace,
+    /// Set once the metadata store itself was found damaged.
+    damage: watch::Sender<Option<Arc<str>>>,
     /// What has happened.
     pub counters: StoreCounters,
 }
@@ -122,6 +125,7 @@ impl ChunkStore {
             dirty_files: AtomicUsize::new(0),
             full: AtomicBool::new(false),
             pace,
+            damage: watch::Sender::new(None),
             counters: StoreCounters::default(),
         })
     }
@@ -152,6 +156,25 @@ impl ChunkStore {
             self.dir.unlink(&format!("{directory}/{name}"))?;
         }
         Ok(())
+    }
+
+    /// Becomes `Some`, with what was found, when the metadata store is damaged: the whole disk must end (its owner does).
+    #[must_use]
+    pub fn damage(&self) -> watch::Receiver<Option<Arc<str>>> {
+        self.damage.subscribe()
+    }
+
+    /// Says that the metadata store is damaged. The first finding counts.
+    pub(crate) fn note_damage(&self, error: &ChunkStoreError) {
+        let chain = std::iter::successors(Some(error as &dyn std::error::Error), |e| e.source());
+        let text: Vec<String> = chain.map(ToString::to_string).collect();
+        self.damage.send_if_modified(|known| {
+            let first = known.is_none();
+            if first {
+                *known = Some(text.join(": ").into());
+            }
+            first
+        });
     }
 
     /// Looks at the free space of the file system and decides whether new data may be allocated, with a quarter of the

@@ -86,7 +86,8 @@ pub(crate) fn start(tx: &mut Tx<'_>, new: &NewMove) -> Step<Outcome> {
     }
     zones.sort_unstable();
     let together = zones.windows(2).any(|pair| pair[0] == pair[1]);
-    let hosts_already = row.replicas.iter().any(|r| r.chunkserver == new.to);
+    // In its own place a replica may be rebuilt.
+    let hosts_already = row.replicas.iter().any(|r| r.chunkserver == new.to && r.replica != new.removed);
     if busy || outdated || together || hosts_already {
         return Err(Refusal::PlanOutdated.into());
     }
@@ -126,6 +127,7 @@ pub(crate) fn finish(tx: &mut Tx<'_>, copyset: CopysetId, added: ReplicaId) -> S
         // It is in the group, so it was made.
         *replica = ReplicaRow { created: true, ..ended.added };
     }
+    tx.put(&(ended.added.chunkserver, copyset), &HostedRow);
     row.conf_epoch += 1;
     tx.put(&copyset, &row);
     tx.delete::<MoveRow>(&copyset);
@@ -137,7 +139,10 @@ pub(crate) fn end_cancelled(tx: &mut Tx<'_>, copyset: CopysetId, added: ReplicaI
     if let Some(ended) = of(tx, copyset, added)?
         && ended.state == MoveState::Cancelling
     {
-        tx.delete::<HostedRow>(&(ended.added.chunkserver, copyset));
+        let row: CopysetRow = tx.expect(&copyset)?;
+        if row.replicas.iter().all(|r| r.chunkserver != ended.added.chunkserver) {
+            tx.delete::<HostedRow>(&(ended.added.chunkserver, copyset));
+        }
         tx.delete::<MoveRow>(&copyset);
     }
     Ok(Outcome::Done)

@@ -44,6 +44,7 @@ impl Core {
             for (id, row) in tx.scan::<ChunkserverRow>(&(), None, usize::MAX)? {
                 let pool = tx.get::<PoolNameRow>(&row.pool)?.map(|PoolNameRow(pool)| pool);
                 let up = self.live.health(id) == Health::Up;
+                scene.failed.extend(self.live.vitals(id).0.filter(|_| up).into_iter().flat_map(|v| v.failed));
                 scene.chunkservers.insert(id, Candidate { zone: row.zone, pool, up, out: out.contains_key(&id) });
             }
             Ok(scene)
@@ -163,9 +164,12 @@ impl Core {
         let mut orders = Orders::default();
         let mut own: BTreeSet<(u32, u64)> = BTreeSet::new();
         for (copyset, row) in hosted {
+            let moving = tx.get::<MoveRow>(copyset)?;
+            // One that is rebuilt in its place goes first.
+            let replaced = moving.as_ref().filter(|m| m.added.chunkserver == id).map(|m| m.removed);
             let of_row = row.replicas.iter().filter(|r| r.chunkserver == id).map(|r| r.replica);
-            own.extend(of_row.map(|replica| (copyset.0, replica.0)));
-            let Some(moving) = tx.get::<MoveRow>(copyset)? else { continue };
+            own.extend(of_row.filter(|r| Some(*r) != replaced).map(|replica| (copyset.0, replica.0)));
+            let Some(moving) = moving else { continue };
             if moving.added.chunkserver == id {
                 own.insert((copyset.0, moving.added.replica.0));
                 if moving.state == MoveState::Adding {

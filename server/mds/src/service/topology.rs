@@ -80,13 +80,17 @@ impl Core {
     pub(crate) async fn heartbeat(&self, r: mds::HeartbeatRequest) -> Result<mds::HeartbeatReply, CallError> {
         let id = ChunkserverId(names::id("chunkserver", r.chunkserver)?);
         let uuid = names::uuid("uuid", &r.uuid)?;
-        if r.copysets.len() > REPORTS_MAX {
+        if r.copysets.len().max(r.failed.len()) > REPORTS_MAX {
             return Err(CallError::TooMany { what: "copyset reports", max: REPORTS_MAX });
         }
         self.lead().await?;
         let row = self.read(|tx| topology::identified(tx, id, uuid))?;
-        let vitals =
-            Vitals { capacity_bytes: r.capacity_bytes, free_bytes: r.free_bytes, disk_error: r.disk_error.clone() };
+        let vitals = Vitals {
+            capacity_bytes: r.capacity_bytes,
+            free_bytes: r.free_bytes,
+            disk_error: r.disk_error.clone(),
+            failed: r.failed.iter().map(|f| ReplicaId(f.replica)).collect(),
+        };
         self.live.heard(id, vitals);
         for report in &r.copysets {
             let leader = ReportedLeader { chunkserver: ChunkserverId(report.leader), term: Term(report.term) };
@@ -272,7 +276,7 @@ impl Core {
                 copysets: count(copysets),
                 leaders: count(self.live.led_by(id)),
                 silent_ms: u64::try_from(silent.as_millis()).unwrap_or(u64::MAX),
-                disk_error: vitals.map_or_else(String::new, |v| v.disk_error),
+                disk_error: vitals.map_or_else(String::new, |v| v.trouble()),
                 out,
             }
         };
@@ -345,7 +349,7 @@ impl Core {
         let is_up = |id: ChunkserverId| self.live.health(id) == Health::Up;
         let scene = self.scene()?;
         let degraded = |row: &CopysetRow| {
-            scene.given_up(row) > 0 || row.replicas.iter().any(|r| !is_up(r.chunkserver))
+            scene.to_replace(row).next().is_some() || row.replicas.iter().any(|r| !is_up(r.chunkserver))
         };
         let led = |id: CopysetId| {
             let leader = self.live.leader(id).chunkserver;

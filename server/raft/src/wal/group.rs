@@ -47,6 +47,8 @@ pub(super) struct Group {
     pub(super) slots: VecDeque<Slot>,
     /// Recovery only: entries from here up to `base` are missing and not yet known to be purged or truncated.
     pub(super) hole: Option<u64>,
+    /// An entry was read back and was not what had been written.
+    pub(super) damaged: bool,
 }
 
 impl Group {

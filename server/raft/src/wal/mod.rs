@@ -224,7 +224,7 @@ impl Wal {
         let core = self.shared().lock();
         core.groups
             .get(&group)
-            .map_or_else(GroupView::default, |g| GroupView { vote: g.vote, purged: g.purged, last: g.last() })
+            .map_or_else(GroupView::default, |g| GroupView { vote: g.vote, purged: g.purged, last: g.last(), damaged: g.damaged })
     }
 
     /// Whether `bytes` of new payload may be proposed. False only while the disk is full and the room that is left is

@@ -70,7 +70,16 @@ impl Shared {
             return Ok(entries);
         }
         let task = tokio::task::spawn_blocking(move || fill(group, entries, &stored));
-        task.await.map_err(|_| WalError::new(WalErrorKind::Closed, "read log"))?
+        let read = task.await.map_err(|_| WalError::new(WalErrorKind::Closed, "read log"))?;
+        if let Err(error) = &read
+            && error.kind() == WalErrorKind::Corrupt
+        {
+            tracing::error!(target: "controlpath", group, error = error as &dyn std::error::Error, "the log of a replica is damaged");
+            if let Some(log) = self.lock().groups.get_mut(&group) {
+                log.damaged = true;
+            }
+        }
+        read
     }
 }
 

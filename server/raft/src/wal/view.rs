@@ -38,6 +38,8 @@ pub struct GroupView {
     pub purged: Option<LogPoint>,
     /// Last entry, or what was purged last.
     pub last: Option<LogPoint>,
+    /// An entry was read back and was not what had been written.
+    pub damaged: bool,
 }
 
 /// How full the log is.

@@ -61,6 +61,28 @@ fn a_move_replaces_one_replica_by_one_with_a_new_id() {
 }
 
 #[test]
+fn a_replica_rebuilt_in_its_place_gets_a_new_id_and_its_chunkserver_keeps_the_copyset() {
+    for through in [true, false] {
+        let mut b = bench();
+        let before = row(&b);
+        let failed = before.replicas[1];
+        start(&mut b, failed.replica, failed.chunkserver).expect("started");
+        let added = moving(&b).expect("a move").added;
+        assert!(added.replica > before.replicas.iter().map(|r| r.replica).max().expect("three"), "never used before");
+        if through {
+            b.run(Command::FinishMove { copyset: COPYSET, added: added.replica }).expect("finished");
+            assert_eq!(row(&b).replicas[1].replica, added.replica);
+        } else {
+            b.run(Command::CancelMove { copyset: COPYSET, added: added.replica }).expect("cancelled");
+            b.run(Command::EndMove { copyset: COPYSET, added: added.replica }).expect("ended");
+            assert_eq!(row(&b), before);
+        }
+        assert_eq!(moving(&b), None);
+        assert!(hosted(&b, failed.chunkserver), "it has the copyset as before");
+    }
+}
+
+#[test]
 fn a_cancelled_move_ends_as_the_group_decides() {
     for through in [false, true] {
         let mut b = bench();
