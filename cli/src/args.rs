@@ -10,6 +10,7 @@ use crate::error::{CliError, ErrorKind};
 use crate::export::ExportArgs;
 use crate::image::ImageCommand;
 use crate::nbd::NbdCommand;
+use crate::scrub::ScrubCommand;
 use crate::snapshot::{CloneArgs, RollbackArgs, SnapshotCommand};
 use crate::tls::TlsCommand;
 use crate::vhost::VhostBlkArgs;
@@ -63,6 +64,9 @@ pub(crate) enum Command {
     /// Chunkservers, copysets and pools of the cluster
     #[command(subcommand)]
     Cluster(ClusterCommand),
+    /// Read and verify all data of chunkservers, and mend what is bad
+    #[command(subcommand)]
+    Scrub(ScrubCommand),
     /// Make and list pools of chunkservers
     #[command(subcommand)]
     Pool(PoolCommand),

@@ -41,6 +41,7 @@ mod null_device;
 mod open;
 mod output;
 pub mod qcow2;
+mod scrub;
 mod sdk_error;
 mod signals;
 mod snapshot;
@@ -106,6 +107,7 @@ async fn act_as_client(context: Context, command: Command) -> Result<(), CliErro
         Command::Dev(command) => dev::run(c, command).await,
         Command::Status => cluster::status(c).await,
         Command::Cluster(command) => cluster::run(c, command).await,
+        Command::Scrub(command) => scrub::run(c, command).await,
         Command::Pool(command) => cluster::run_pool(c, command).await,
         Command::Image(command) => image::run(c, command).await,
         Command::Export(args) => export::run(c, args).await,

@@ -70,6 +70,8 @@ rpcs! {
     pub set_out(m::SetOutRequest) -> m::Empty;
     /// Forgets a chunkserver that is out and has no replicas.
     pub remove_chunkserver(m::RemoveChunkserverRequest) -> m::Empty;
+    /// Has chunkservers scrub their data, or stop.
+    pub order_scrub(m::OrderScrubRequest) -> m::OrderScrubReply;
     /// Replicas of copysets, with addresses.
     pub get_copysets(m::GetCopysetsRequest) -> m::CopysetList;
 }
@@ -262,6 +264,14 @@ impl MdsClient {
     /// `unavailable`.
     pub async fn list_moves(&self) -> Result<m::MoveList, MdsCallError> {
         self.call("list_moves", |mut c| async move { c.list_moves(m::Empty {}).await }).await
+    }
+
+    /// How far the scrub of each chunkserver is.
+    ///
+    /// # Errors
+    /// `unavailable`.
+    pub async fn list_scrubs(&self) -> Result<m::ScrubList, MdsCallError> {
+        self.call("list_scrubs", |mut c| async move { c.list_scrubs(m::Empty {}).await }).await
     }
 
     /// The cluster at a glance.

@@ -12,6 +12,11 @@ const METADATA_CACHE_MIB: u32 = 64;
 /// Of each chunkserver of a dev cluster, as of others by default.
 const REBUILD_MIB_PER_SECOND: u32 = 128;
 
+/// As in the configuration's default: a week.
+const SCRUB_INTERVAL_HOURS: u32 = 168;
+/// As in the configuration's default.
+const SCRUB_MIB_PER_SECOND: u32 = 32;
+
 /// The configuration of chunkserver `number` of a dev cluster: every one is a zone of its own.
 ///
 /// # Errors
@@ -29,6 +34,8 @@ pub(crate) fn dev_config(daemon: &DevDaemon<'_>) -> Result<String, toml::ser::Er
         reserve_bytes: None,
         metadata_cache_mib: METADATA_CACHE_MIB,
         rebuild_mib_per_second: REBUILD_MIB_PER_SECOND,
+        scrub_interval_hours: SCRUB_INTERVAL_HOURS,
+        scrub_mib_per_second: SCRUB_MIB_PER_SECOND,
         metrics,
         tls: tls.cloned(),
     };

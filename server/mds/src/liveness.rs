@@ -8,6 +8,7 @@ use crate::balance::HandOver;
 use ogee_common::clock::{self, Instant};
 use ogee_common::id::{ChunkserverId, CopysetId, ReplicaId, Term};
 use ogee_common::limits::HEARTBEAT_DOWN_AFTER;
+use ogee_proto::mds::{ScrubOrder, ScrubReport};
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -26,6 +27,8 @@ pub(crate) struct Vitals {
     pub(crate) disk_error: String,
     /// Replicas that are damaged or missing there while the disk works.
     pub(crate) failed: Vec<ReplicaId>,
+    /// Its scrub.
+    pub(crate) scrub: ScrubReport,
 }
 
 impl Vitals {
@@ -80,6 +83,8 @@ struct State {
     steady: HashMap<ChunkserverId, Instant>,
     /// Leads that are to change hands: who gives, who takes, since when.
     hand_overs: HashMap<CopysetId, (HandOver, Instant)>,
+    /// Scrubs that were ordered and not yet obeyed.
+    scrubs: HashMap<ChunkserverId, ScrubOrder>,
 }
 
 /// See the module's documentation.
@@ -104,11 +109,24 @@ impl Liveness {
         let mut state = self.lock();
         let now = clock::now();
         let well = vitals.disk_error.is_empty();
+        if state.scrubs.get(&id).is_some_and(|order| order.id <= vitals.scrub.order) {
+            state.scrubs.remove(&id);
+        }
         let before = state.seen.insert(id, (now, vitals));
         let broke = before.is_none_or(|(at, _)| now.saturating_duration_since(at) >= HEARTBEAT_DOWN_AFTER);
         if broke || !well {
             state.steady.insert(id, now);
         }
+    }
+
+    /// Orders a scrub or its end; an order that was not obeyed yet is forgotten.
+    pub(crate) fn order_scrub(&self, id: ChunkserverId, order: ScrubOrder) {
+        self.lock().scrubs.insert(id, order);
+    }
+
+    /// The order that a chunkserver has not obeyed yet.
+    pub(crate) fn scrub_order(&self, id: ChunkserverId) -> Option<ScrubOrder> {
+        self.lock().scrubs.get(&id).copied()
     }
 
     /// A chunkserver says who leads a copyset.
@@ -214,7 +232,7 @@ mod tests {
     use super::*;
 
     fn vitals(disk_error: &str) -> Vitals {
-        Vitals { capacity_bytes: 10, free_bytes: 5, disk_error: disk_error.to_owned(), failed: vec![] }
+        Vitals { capacity_bytes: 10, free_bytes: 5, disk_error: disk_error.to_owned(), failed: vec![], scrub: ScrubReport::default() }
     }
 
     #[tokio::test(start_paused = true)]

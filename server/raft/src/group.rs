@@ -138,6 +138,19 @@ impl RaftGroup {
         }
     }
 
+    /// Whether this replica has applied everything that any earlier process of it can have applied: by a read barrier if
+    /// it leads, by its leader's heartbeats if it follows. False is no statement: ask again later.
+    pub async fn has_caught_up(&self) -> bool {
+        if self.is_leader() {
+            return self.read_barrier().await.is_ok();
+        }
+        let metrics = self.0.metrics.borrow_watched();
+        let term = metrics.current_term;
+        self.0.beats.is_enough(term)
+            && metrics.local_committed.is_some_and(|c| c.leader_id.term == term)
+            && metrics.last_applied >= metrics.local_committed
+    }
+
     /// Who leads, as far as this replica knows.
     #[must_use]
     pub fn leader(&self) -> LeaderHint {

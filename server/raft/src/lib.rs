@@ -11,6 +11,7 @@ mod alias;
 pub mod api;
 mod append_stream;
 mod beat;
+mod beat_count;
 mod budget;
 mod codec;
 mod group;

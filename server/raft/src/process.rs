@@ -6,6 +6,7 @@
 
 use crate::api::{AddressBook, FetchHandler, StateMachine};
 use crate::beat;
+use crate::beat_count::BeatCount;
 use crate::budget::Budget;
 use crate::group::RaftGroup;
 use crate::inbound;
@@ -186,6 +187,7 @@ impl RaftProcess {
             tuning: self.tuning.clone(),
             lease,
             promise: Arc::default(),
+            beats: BeatCount::default(),
             told: AtomicU64::new(0),
             votes_from: now + promise,
             installing: AtomicBool::new(false),

@@ -5,6 +5,7 @@
 
 use crate::alias::{LogId, Vote};
 use crate::api::{FetchHandler, LeaderHint, Proposed, RaftError};
+use crate::beat_count::BeatCount;
 use crate::budget::Budget;
 use crate::codec::Beat;
 use crate::lease::LeaseClock;
@@ -43,6 +44,8 @@ pub(crate) struct Replica {
     pub(crate) timer: Arc<ElectionTimer>,
     pub(crate) lease: Arc<LeaseClock>,
     pub(crate) promise: Arc<Promise>,
+    /// Beats accepted in the present term.
+    pub(crate) beats: BeatCount,
     /// The committed index at the beat before.
     pub(crate) told: AtomicU64,
     /// Before this time no vote is given: one may have been promised to a leader before the restart.
@@ -87,6 +90,7 @@ impl Replica {
         let accepted = follows && self.promise.renew(beat.term, now);
         if accepted {
             self.timer.heard();
+            self.beats.heard(beat.term);
         }
         accepted
     }

@@ -1,6 +1,6 @@
 //! A copyset replica: the Raft state machine over the chunk store ([`machine`]), client reads ([`reading`]), and the
 //! Raft snapshot with its fetch of pages out of band ([`install`], [`serving`], [`fetch`]), which also mends damaged
-//! pages ([`repair`]).
+//! pages ([`repair`]), also before anybody reads them ([`scrub`]).
 //!
 //! Called by the daemon, which opens a Raft group with a [`CopysetMachine`] and reads through the shared
 //! [`crate::store::CopysetStore`]. Deliberately absent: the network, leases, and who the leader is.
@@ -10,6 +10,7 @@ pub mod install;
 pub mod machine;
 pub mod reading;
 pub mod repair;
+pub mod scrub;
 pub mod serving;
 
 pub use machine::CopysetMachine;

@@ -48,6 +48,12 @@ pub struct ChunkserverConfig {
     /// Megabytes per second that replicas on this disk fetch from others while they are rebuilt (default 128); 0: no limit.
     #[serde(default = "default_rebuild_mib_per_second")]
     pub rebuild_mib_per_second: u32,
+    /// Hours from the begin of one scrub of all data on this disk to the next (default 168, a week); 0: only when ordered.
+    #[serde(default = "default_scrub_interval_hours")]
+    pub scrub_interval_hours: u32,
+    /// Megabytes per second that a scrub reads (default 32); 0: no limit.
+    #[serde(default = "default_scrub_mib_per_second")]
+    pub scrub_mib_per_second: u32,
     /// TLS with other hosts, for both planes; by default none. See [`TlsConfig`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<TlsConfig>,
@@ -59,6 +65,14 @@ fn default_pool() -> String {
 
 fn default_rebuild_mib_per_second() -> u32 {
     u32::try_from(ogee_common::limits::INSTALL_BYTES_PER_SECOND >> 20).unwrap_or(u32::MAX)
+}
+
+fn default_scrub_interval_hours() -> u32 {
+    7 * 24
+}
+
+fn default_scrub_mib_per_second() -> u32 {
+    32
 }
 
 fn default_metadata_cache_mib() -> u32 {

@@ -7,6 +7,7 @@
 use super::copysets::{Copysets, Hosted};
 use super::mds_channel::MdsChannel;
 use super::moves::Moves;
+use super::scrub::Scrub;
 use crate::store::ChunkStore;
 use ogee_common::id::{CopysetId, LayerId, ReplicaId, VolumeSeq};
 use ogee_common::limits::HEARTBEAT_INTERVAL;
@@ -69,6 +70,7 @@ pub(super) struct Control {
     pub(super) store: Arc<ChunkStore>,
     pub(super) book: Arc<PeerBook>,
     pub(super) wake: Arc<Notify>,
+    scrub: Arc<Scrub>,
     moves: Arc<Moves>,
     tasks: Mutex<Tasks>,
 }
@@ -84,15 +86,16 @@ pub(super) struct ControlParts {
     pub(super) copysets: Arc<Copysets>,
     pub(super) store: Arc<ChunkStore>,
     pub(super) book: Arc<PeerBook>,
+    pub(super) scrub: Arc<Scrub>,
 }
 
 impl Control {
     pub(super) fn new(parts: ControlParts) -> Arc<Self> {
-        let ControlParts { own, uuid, addr, capacity_bytes, dir, mds, copysets, store, book } = parts;
+        let ControlParts { own, uuid, addr, capacity_bytes, dir, mds, copysets, store, book, scrub } = parts;
         let wake = Arc::new(Notify::new());
         let tasks = Mutex::default();
         let moves = Arc::default();
-        Arc::new(Self { own, uuid, addr, capacity_bytes, dir, mds, copysets, store, book, wake, moves, tasks })
+        Arc::new(Self { own, uuid, addr, capacity_bytes, dir, mds, copysets, store, book, wake, scrub, moves, tasks })
     }
 
     fn tasks(&self) -> std::sync::MutexGuard<'_, Tasks> {
@@ -168,6 +171,9 @@ impl Control {
                 self.moves.follow(hosted, order);
             }
         }
+        if let Some(order) = &reply.scrub {
+            self.scrub.obey(order);
+        }
         for task in reply.tasks {
             self.start(&task);
         }
@@ -194,6 +200,7 @@ impl Control {
             disk_error,
             held: self.copysets.held(),
             failed: self.copysets.damaged(),
+            scrub: Some(self.scrub.report()),
         }
     }
 

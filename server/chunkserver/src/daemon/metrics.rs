@@ -4,6 +4,7 @@
 //! does not hold up the daemon's loop.
 
 use super::copysets::Copysets;
+use super::scrub::Scrub;
 use super::sessions::Sessions;
 use crate::store::{ChunkStore, SpaceState};
 use ogee_common::limits::WAL_SEGMENT_BYTES;
@@ -24,6 +25,7 @@ pub(super) struct Metrics {
     pub(super) store: Arc<ChunkStore>,
     pub(super) copysets: Arc<Copysets>,
     pub(super) sessions: Arc<Sessions>,
+    pub(super) scrub: Arc<Scrub>,
 }
 
 /// Serves the figures. An address that cannot be had is told and is no reason not to serve data.
@@ -58,6 +60,7 @@ impl Figures for Metrics {
         self.disk(page)?;
         self.chunks(page)?;
         self.groups(page)?;
+        self.scrubs(page)?;
         let (sessions, connections) = self.sessions.count();
         page.gauge("sessions", "Client sessions with connections", count(sessions))?;
         page.gauge("session_connections", "Connections of client sessions", count(connections))
@@ -104,6 +107,19 @@ impl Metrics {
         page.gauge("store_open_files", "Clean data files kept open", count(store.cached_files()))?;
         let is_full = store.space_state() == SpaceState::Full;
         page.gauge("store_full", "1 if new data is refused for want of space", is_full.into())
+    }
+
+    fn scrubs(&self, page: &mut Page<'_>) -> fmt::Result {
+        let (c, now) = (&self.store.counters, self.scrub.report());
+        page.counter("scrub_pages", "Pages that scrubs have read and verified", get(&c.scrubbed_pages))?;
+        page.counter("scrub_bad_pages", "Pages that scrubs found not to match their checksum", get(&c.scrub_bad_pages))?;
+        page.counter("scrub_mended_pages", "Of these, those mended from another replica", get(&c.scrub_mended_pages))?;
+        page.gauge("scrub_running", "1 while a scrub runs", now.running.into())?;
+        page.gauge("scrub_done_rows", "Rows of 256 pages that this or the last scrub has done", now.done_rows)?;
+        page.gauge("scrub_total_rows", "Rows that there were when it began", now.total_rows)?;
+        page.gauge("scrub_finished_seconds", "Unix time at which a scrub last came to its end; 0: never", now.finished_unix_ms / 1000)?;
+        let damaged = count(self.copysets.damaged().len());
+        page.gauge("raft_groups_damaged", "Replicas that are damaged or missing here and are to be rebuilt", damaged)
     }
 
     fn groups(&self, page: &mut Page<'_>) -> fmt::Result {

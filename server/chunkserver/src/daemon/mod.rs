@@ -16,6 +16,7 @@ mod metrics;
 mod moves;
 mod run;
 mod schedule;
+mod scrub;
 mod sessions;
 mod superblock;
 mod upkeep;

@@ -12,6 +12,7 @@ use super::data_server::DataServer;
 use super::error::{DaemonError, DaemonErrorKind, Reason};
 use super::mds_channel::MdsChannel;
 use super::metrics::{self, Metrics};
+use super::scrub::Scrub;
 use super::sessions::Sessions;
 use super::superblock::Superblock;
 use super::upkeep::{Upkeep, checkpoint, load_book};
@@ -56,6 +57,7 @@ struct Process {
     copysets: Arc<Copysets>,
     control: Arc<Control>,
     upkeep: Upkeep,
+    scrub: Arc<Scrub>,
     wal: Wal,
     /// The store's word that its metadata is damaged.
     damaged: watch::Receiver<Option<Arc<str>>>,
@@ -101,6 +103,8 @@ impl Process {
             return Err(found.map_or(error, |why| damage::condemn(&dir, path.clone(), &why)));
         }
         let sessions = Arc::new(Sessions::default());
+        let interval = Duration::from_secs(u64::from(config.scrub_interval_hours) * 3600);
+        let scrub = Scrub::new(copysets.clone(), meta.clone(), config.scrub_mib_per_second, interval);
         let metrics = Metrics {
             own,
             wal: wal.clone(),
@@ -109,6 +113,7 @@ impl Process {
             store: store.clone(),
             copysets: copysets.clone(),
             sessions: sessions.clone(),
+            scrub: scrub.clone(),
         };
         let server = Arc::new(DataServer {
             own,
@@ -128,17 +133,19 @@ impl Process {
             copysets: copysets.clone(),
             store,
             book: book.clone(),
+            scrub: scrub.clone(),
         });
         let upkeep = Upkeep { copysets: copysets.clone(), control: control.clone(), book, meta, wal: wal.clone() };
         tracing::info!(chunkserver = %superblock.id, listen = %config.listen, zone = config.zone, "chunkserver serves");
         let _metrics = config.metrics.and_then(|addr| metrics::serve(addr, metrics));
-        Ok(Self { own, path, dir: own_dir, listener, network, server, copysets, control, upkeep, wal, damaged, _metrics })
+        Ok(Self { own, path, dir: own_dir, listener, network, server, copysets, control, upkeep, scrub, wal, damaged, _metrics })
     }
 
     async fn serve(self, shutdown: impl Future<Output = ()>) -> Result<(), DaemonError> {
         let mut tasks = JoinSet::new();
         tasks.spawn(self.control.run());
         tasks.spawn(self.upkeep.run());
+        tasks.spawn(self.scrub.run());
         tasks.spawn(accept_all(self.listener, self.network, self.server, self.own));
         let mut ended = self.wal.ended();
         let mut damaged = self.damaged;

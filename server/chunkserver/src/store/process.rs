@@ -73,6 +73,12 @@ pub struct StoreCounters {
     pub checkpoints: AtomicU64,
     /// Rows read from the metadata store.
     pub row_loads: AtomicU64,
+    /// Pages that a scrub has read and verified.
+    pub scrubbed_pages: AtomicU64,
+    /// Bad pages that a scrub found.
+    pub scrub_bad_pages: AtomicU64,
+    /// Of these, those that it mended.
+    pub scrub_mended_pages: AtomicU64,
 }
 
 /// Whether new data may be allocated.

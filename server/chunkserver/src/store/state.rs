@@ -150,6 +150,22 @@ impl State {
         self.chunks.iter().flat_map(|(at, versions)| versions.iter().map(|v| (VersionKey { at: *at, seq: v.seq }, v)))
     }
 
+    /// The first `limit` rows behind `after`, in order of layer, chunk, seq, row.
+    pub(crate) fn rows_after(&self, after: Option<RowKey>, limit: usize) -> Vec<RowKey> {
+        let from = after.map_or(ChunkKey { layer: LayerId(0), chunk: ChunkIndex(0) }, |key| key.version.at);
+        let versions = self.chunks.range(from..).flat_map(|(at, all)| all.iter().map(|v| (*at, v)));
+        let rows = versions.flat_map(|(at, v)| {
+            let version = VersionKey { at, seq: v.seq };
+            rows_of(v.record.rows).map(move |row| version.row(row))
+        });
+        rows.filter(|key| after.is_none_or(|after| *key > after)).take(limit).collect()
+    }
+
+    /// How many rows there are.
+    pub(crate) fn row_count(&self) -> u64 {
+        self.all_versions().map(|(_, v)| u64::from(v.record.rows.count_ones())).sum()
+    }
+
     /// Versions to look through for a view, in order.
     pub(crate) fn sources(&self, view: &View) -> SmallVec<[VersionKey; 8]> {
         if let View::Version(key) = view {

@@ -13,6 +13,7 @@ pub(crate) mod moves;
 pub(crate) mod names;
 pub(crate) mod ops;
 pub(crate) mod rpc;
+mod scrubs;
 pub(crate) mod snapshots;
 pub(crate) mod status;
 #[cfg(test)]

@@ -84,6 +84,7 @@ calls! {
         get_copysets(GetCopysetsRequest) -> CopysetList;
         set_out(SetOutRequest) -> Empty;
         remove_chunkserver(RemoveChunkserverRequest) -> Empty;
+        order_scrub(OrderScrubRequest) -> OrderScrubReply;
     }
     // Not for who has only a client's certificate.
     daemons {
@@ -95,6 +96,7 @@ calls! {
         list_pools -> PoolList;
         list_copysets -> CopysetList;
         list_moves -> MoveList;
+        list_scrubs -> ScrubList;
         cluster_status -> ClusterStatusReply;
     }
 }

@@ -90,6 +90,7 @@ impl Core {
             free_bytes: r.free_bytes,
             disk_error: r.disk_error.clone(),
             failed: r.failed.iter().map(|f| ReplicaId(f.replica)).collect(),
+            scrub: r.scrub.unwrap_or_default(),
         };
         self.live.heard(id, vitals);
         for report in &r.copysets {
@@ -193,6 +194,7 @@ impl Core {
                 join: orders.join,
                 moves: orders.moves,
                 drop: orders.drop,
+                scrub: self.live.scrub_order(id),
                 host: hosted
                     .iter()
                     .filter(|(_, row)| row.replicas.iter().any(|r| r.chunkserver == id))

@@ -256,6 +256,7 @@ impl Server {
             done: done.clone(),
             disk_error: String::new(),
             held: vec![],
+            ..m::HeartbeatRequest::default()
         };
         let reply = client.heartbeat(request).await?.into_inner();
         done.clear();

@@ -1,0 +1,54 @@
+//! Orders to scrub, and how far each chunkserver is.
+//!
+//! An order is kept in the leader's memory until the chunkserver's heartbeat says that it was obeyed: a change of the
+//! leader may lose one, then it is given again by whoever waits for it. Invariant: ids of orders grow (they are times),
+//! so that a chunkserver obeys each once and never an older one after a newer one.
+
+use super::status::CallError;
+use super::{Core, names};
+use crate::machine::row::ChunkserverRow;
+use crate::refusal::Refusal;
+use ogee_common::clock;
+use ogee_common::id::ChunkserverId;
+use ogee_proto::mds;
+use std::collections::BTreeSet;
+
+impl Core {
+    fn chunkservers(&self) -> Result<Vec<(ChunkserverId, ChunkserverRow)>, CallError> {
+        self.read(|tx| Ok(tx.scan::<ChunkserverRow>(&(), None, usize::MAX)?))
+    }
+
+    pub(crate) async fn order_scrub(&self, r: mds::OrderScrubRequest) -> Result<mds::OrderScrubReply, CallError> {
+        self.lead().await?;
+        let rows = self.chunkservers()?;
+        let wanted: BTreeSet<u32> = r.chunkservers.iter().copied().collect();
+        for id in &wanted {
+            let id = ChunkserverId(names::id("chunkserver", *id)?);
+            if rows.iter().all(|(known, _)| *known != id) {
+                return Err(Refusal::NoSuchChunkserver(id).into());
+            }
+        }
+        if !r.pool.is_empty() && rows.iter().all(|(_, row)| row.pool != r.pool) {
+            return Err(Refusal::NoSuchPool { name: r.pool }.into());
+        }
+        let order = clock::unix_ms();
+        let named = |id: &ChunkserverId| wanted.is_empty() || wanted.contains(&id.0);
+        let meant = rows.iter().filter(|(id, row)| named(id) && (r.pool.is_empty() || row.pool == r.pool));
+        let chunkservers: Vec<u32> = meant.map(|(id, _)| id.0).collect();
+        for id in &chunkservers {
+            self.live.order_scrub(ChunkserverId(*id), mds::ScrubOrder { id: order, cancel: r.cancel });
+        }
+        tracing::info!(target: "controlpath", order, cancel = r.cancel, ?chunkservers, "scrub ordered");
+        Ok(mds::OrderScrubReply { order, chunkservers })
+    }
+
+    pub(crate) async fn list_scrubs(&self) -> Result<mds::ScrubList, CallError> {
+        self.lead().await?;
+        let show = |(id, _): (ChunkserverId, ChunkserverRow)| mds::Scrub {
+            chunkserver: id.0,
+            report: self.live.vitals(id).0.map(|v| v.scrub),
+            ordered: self.live.scrub_order(id).map_or(0, |o| o.id),
+        };
+        Ok(mds::ScrubList { scrubs: self.chunkservers()?.into_iter().map(show).collect() })
+    }
+}
