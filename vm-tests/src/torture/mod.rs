@@ -21,7 +21,7 @@ mod client;
 mod faults;
 mod fleet;
 mod network;
-mod replicas;
+pub mod replicas;
 
 use crate::history::{Checked, History, Layer, Target, check, parse};
 use crate::places;

@@ -21,7 +21,7 @@ type Content = BTreeMap<(VersionKey, u8), FetchedRow>;
 
 /// How much was compared.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Compared {
+pub struct Compared {
     /// Copysets.
     pub copysets: usize,
     /// Replicas.
@@ -93,7 +93,7 @@ impl Peer {
 ///
 /// # Errors
 /// The first difference; a replica that does not answer; replicas that are not at the same entry after a minute.
-pub(super) async fn compare(cluster: &Cluster) -> Result<Compared> {
+pub async fn compare(cluster: &Cluster) -> Result<Compared> {
     let status = cluster.mds().cluster_status().await?;
     let identity: [u8; 16] = status.cluster.as_ref().try_into().context("the cluster's identity")?;
     let mut compared = Compared::default();

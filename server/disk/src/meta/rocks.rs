@@ -77,6 +77,8 @@ fn options() -> Options {
     options.set_max_open_files(OPEN_FILES_MAX);
     options.set_compression_type(DBCompressionType::Lz4);
     options.set_paranoid_checks(true);
+    // A log that the list of files knows to be complete must be there, and whole.
+    options.set_track_and_verify_wals_in_manifest(true);
     options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
     options.set_max_background_jobs(2);
     options.set_keep_log_file_num(2);
