@@ -369,4 +369,10 @@ impl Mds for Node {
     async fn list_moves(&self, _: Request<Empty>) -> Answer<MoveList> {
         absent()
     }
+    async fn order_scrub(&self, _: Request<OrderScrubRequest>) -> Answer<OrderScrubReply> {
+        absent()
+    }
+    async fn list_scrubs(&self, _: Request<Empty>) -> Answer<ScrubList> {
+        absent()
+    }
 }

@@ -40,7 +40,7 @@ pub(super) fn condemn(dir: &DataDir, path: PathBuf, why: &str) -> DaemonError {
     if let Err(error) = dir.write_small(FILE, format!("{why}\n").as_bytes()) {
         tracing::error!(error = &error as &dyn std::error::Error, "mark the damaged disk");
     }
-    tracing::error!(why, "finding=metadata: the metadata of this disk is damaged; it can only come back empty, as a new one");
+    tracing::error!(target: "scrub", finding = "metadata", why, "the metadata of this disk is damaged; it can only come back empty, as a new one");
     DaemonError { kind: DaemonErrorKind::Disk, verb: "trust the metadata of", path, source: why.into() }
 }
 

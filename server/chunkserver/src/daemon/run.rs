@@ -84,8 +84,7 @@ impl Process {
         let superblock = register(config, &dir, superblock, &mds).await?;
         let own = superblock.id.0;
         let rocks = RocksStore::open(&dir.path("meta"));
-        let rocks =
-            Arc::new(rocks.map_err(|e| fail(DaemonErrorKind::DataDir, "open metadata of", e.into()))?);
+        let rocks = Arc::new(rocks.map_err(|e| fail(DaemonErrorKind::DataDir, "open metadata of", e.into()))?);
         let meta: Arc<dyn MetaStore> = rocks.clone();
         let wal = Wal::open(&dir, "wal", WalOptions::default())
             .await
@@ -98,13 +97,9 @@ impl Process {
         let store = ChunkStore::new(dir.clone(), meta.clone(), store_tuning(config, &dir));
         let copysets = Arc::new(Copysets::new(raft.clone(), store.clone(), meta.clone(), path.clone()));
         let damaged = store.damage();
-        if let Err(error) = copysets.open_all().await {
-            let found = damaged.borrow().clone();
-            return Err(found.map_or(error, |why| damage::condemn(&dir, path.clone(), &why)));
-        }
+        open_replicas(&copysets, &damaged, &dir, &path).await?;
         let sessions = Arc::new(Sessions::default());
-        let interval = Duration::from_secs(u64::from(config.scrub_interval_hours) * 3600);
-        let scrub = Scrub::new(copysets.clone(), meta.clone(), config.scrub_mib_per_second, interval);
+        let scrub = Scrub::of_config(config, copysets.clone(), meta.clone());
         let metrics = Metrics {
             own,
             wal: wal.clone(),
@@ -177,6 +172,19 @@ impl Process {
         }
         outcome
     }
+}
+
+/// Opens every replica. A metadata store that is found damaged condemns the disk.
+async fn open_replicas(
+    copysets: &Copysets,
+    damaged: &watch::Receiver<Option<Arc<str>>>,
+    dir: &DataDir,
+    path: &std::path::Path,
+) -> Result<(), DaemonError> {
+    copysets.open_all().await.map_err(|error| {
+        let found = damaged.borrow().clone();
+        found.map_or(error, |why| damage::condemn(dir, path.to_owned(), &why))
+    })
 }
 
 fn store_tuning(config: &ChunkserverConfig, dir: &DataDir) -> StoreTuning {

@@ -10,6 +10,7 @@
 //! not for ever: the copyset is then skipped and counted. Times are those of the wall clock: when it jumps, a scrub comes
 //! early or late, nothing else.
 
+use super::config::ChunkserverConfig;
 use super::copysets::{Copysets, Hosted};
 use crate::store::pace::Pace;
 use crate::store::{RowKey, VersionKey};
@@ -78,13 +79,14 @@ pub(super) struct Scrub {
 }
 
 impl Scrub {
-    /// The scrub as it was left.
-    pub(super) fn new(copysets: Arc<Copysets>, meta: Arc<dyn MetaStore>, mib_per_second: u32, interval: Duration) -> Arc<Self> {
+    /// The scrub as it was left, at the pace and interval of a configuration.
+    pub(super) fn of_config(config: &ChunkserverConfig, copysets: Arc<Copysets>, meta: Arc<dyn MetaStore>) -> Arc<Self> {
+        let interval = Duration::from_secs(u64::from(config.scrub_interval_hours) * 3600);
         let kept = meta.get(TABLE_SCRUB, KEY).ok().flatten();
         let known = kept.and_then(|bytes| decode(&bytes));
         // A new disk has nothing to be scrubbed: its first scrub is due after one interval.
         let progress = known.unwrap_or_else(|| Progress { started_unix_ms: clock::unix_ms(), ..Progress::default() });
-        let pace = Pace::new(u64::from(mib_per_second) << 20);
+        let pace = Pace::new(u64::from(config.scrub_mib_per_second) << 20);
         Arc::new(Self { copysets, meta, pace, interval, progress: Mutex::new(progress), wake: Notify::new() })
     }
 
