@@ -13,7 +13,7 @@ UNIT_FILES := $(foreach dir,$(UNIT_FOLDERS),$(notdir $(basename $(wildcard $(dir
 UNIT_TREES := $(foreach dir,$(UNIT_FOLDERS),$(notdir $(patsubst %/main.rs,%,$(wildcard $(dir)*/main.rs))))
 UNIT_TESTS := $(addprefix --test ,$(sort $(UNIT_FILES) $(UNIT_TREES)))
 
-.PHONY: help deps rocksdb build dist install demo test lint test-unit test-process test-vm torture stalls fuzz bench bench-quick
+.PHONY: help deps rocksdb moto build dist install demo test lint test-unit test-process test-vm torture stalls fuzz bench bench-quick
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -23,6 +23,9 @@ deps: ## install what building and testing need (Debian packages)
 
 rocksdb: deps ## compile RocksDB once, for all builds
 	@scripts/rocksdb.sh "$(ROCKSDB_LIB_DIR)"
+
+moto: deps ## install the S3 server that tests of backups talk to
+	@scripts/moto.sh
 
 build: rocksdb ## build everything, the command `ogee` among it
 	cargo build $(CARGO_FLAGS) --all-targets
@@ -43,7 +46,7 @@ lint: rocksdb ## clippy with the workspace lints
 
 test: lint build test-unit test-process test-vm ## everything the gate runs
 
-test-unit: build ## unit, property, golden and component tests
+test-unit: build moto ## unit, property, golden and component tests
 	cargo test $(CARGO_FLAGS) --lib --bins --example bench $(UNIT_TESTS)
 
 # Network namespaces and mounts need root.

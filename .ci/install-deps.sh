@@ -16,6 +16,8 @@ image=(fdisk dosfstools mtools syslinux syslinux-common e2fsprogs cpio gzip xz-u
 # To run guests. setpriv (util-linux) ties the life of a QEMU to the test that started it.
 qemu=(qemu-system-x86 qemu-utils util-linux)
 # Clients of the NBD server.
+# A server for the tests of backups: scripts/moto.sh.
+s3=(python3-venv)
 nbd=(libnbd-bin python3-libnbd nbd-client fio)
 # For the torture: network namespaces. (unshare, nsenter, fsfreeze and mkfs.ext4 come with util-linux and e2fsprogs.)
 torture=(iproute2 mount)
@@ -32,9 +34,9 @@ missing_of() { # prints those of the named packages that are not installed
 }
 
 command -v dpkg-query >/dev/null && command -v apt-get >/dev/null ||
-    die "this is not a Debian system (no apt-get); install these by hand: ${build[*]} ${image[*]} ${qemu[*]} ${nbd[*]} ${torture[*]}"
+    die "this is not a Debian system (no apt-get); install these by hand: ${build[*]} ${image[*]} ${qemu[*]} ${nbd[*]} ${s3[*]} ${torture[*]}"
 
-mapfile -t missing < <(missing_of "${build[@]}" "${image[@]}" "${qemu[@]}" "${nbd[@]}" "${torture[@]}")
+mapfile -t missing < <(missing_of "${build[@]}" "${image[@]}" "${qemu[@]}" "${nbd[@]}" "${s3[@]}" "${torture[@]}")
 [ ${#missing[@]} -gt 0 ] || exit 0
 if [ "${1:-}" = --check ]; then
     echo "missing packages: ${missing[*]}"

@@ -264,3 +264,37 @@ pub const WAL_NO_SPACE_RETRY: Duration = Duration::from_millis(500);
 
 const _: () = assert!(RAFT_COMMAND_BYTES_MAX <= WAL_ENTRY_BYTES_MAX);
 const _: () = assert!(WAL_SEGMENT_BYTES >= 2 * (WAL_ENTRY_BYTES_MAX + WAL_GROUPS_MAX * 104 + 8192) as u64);
+
+/// Smallest block of a backup repository: smaller ones cost more requests than they save bytes.
+pub const BACKUP_BLOCK_BYTES_MIN: u32 = 256 << 10;
+/// Largest block of a backup repository: one read of a volume.
+pub const BACKUP_BLOCK_BYTES_MAX: u32 = 1 << 20;
+/// Blocks listed in one leaf of a backup's index: 40 KiB for 256 MiB of blocks of 256 KiB.
+pub const BACKUP_LEAF_BLOCKS: usize = 1024;
+/// Bytes of an index's content: a volume of 64 TiB has 262,144 leaves of 90 bytes of text.
+pub const BACKUP_INDEX_BYTES_MAX: usize = 32 << 20;
+/// Bytes of a run's record or of a repository's description.
+pub const BACKUP_RECORD_BYTES_MAX: usize = 64 << 10;
+/// Bytes that an object may be longer than its content: header, salt, tag.
+pub const BACKUP_OBJECT_OVERHEAD: usize = 64;
+/// Blocks of one backup or restore that are read, packed or stored at once: with its copies below 64 MiB.
+pub const BACKUP_BLOCKS_PARALLEL: usize = 16;
+/// Blocks of other backups that a backup knows, to refer to them instead of storing them again: about 200 MiB.
+pub const BACKUP_KNOWN_BLOCKS_MAX: usize = 2 << 20;
+/// Other backups that one backup refers to.
+pub const BACKUP_BASES_MAX: usize = 64;
+/// Runs that died and whose blocks one backup takes over.
+pub const BACKUP_ADOPTED_MAX: usize = 16;
+/// A run says this often that it lives.
+pub const BACKUP_RUN_REFRESH: Duration = Duration::from_secs(30);
+/// Objects that garbage collection deletes at once.
+pub const BACKUP_DELETES_PARALLEL: usize = 16;
+/// One attempt of a request to S3; then it is tried again.
+pub const S3_ATTEMPT_TIMEOUT: Duration = Duration::from_secs(30);
+/// A request to S3 with all its attempts.
+pub const S3_CALL_TIMEOUT: Duration = Duration::from_secs(120);
+/// Attempts of a request to S3.
+pub const S3_ATTEMPTS: u32 = 6;
+
+const _: () = assert!(BACKUP_BLOCK_BYTES_MAX <= REQUEST_BYTES_MAX);
+const _: () = assert!(BACKUP_LEAF_BLOCKS * 40 <= BACKUP_BLOCK_BYTES_MIN as usize);

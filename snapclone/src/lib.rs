@@ -1,1 +1,44 @@
-//! Backup, clone and restore service on S3. Not there yet: see docs/NEXT.md (issue 5).
+//! Backups of volumes: the repository, making backups, restoring them, collecting garbage.
+//!
+//! Used by the command line. The format, and why its garbage collection is safe, is `docs/backup-format.md`.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `backend.rs`, `dir.rs`, `s3.rs` | where objects lie: a local directory, S3 |
+//! | `seal.rs`, `key_file.rs` | an object's bytes: compression, encryption, content addresses |
+//! | `layout.rs`, `index.rs` | names of objects; the index of a backup, its leaves and its Merkle root |
+//! | `repository.rs` | opening, listing, reading and removing |
+//! | `run.rs` | a backup that is being made: its record, deduplication, publishing |
+//! | `export.rs`, `restore.rs`, `verify.rs`, `gc.rs` | what is done with all of it |
+//!
+//! Invariants: nothing that was read is returned unless it has the content it is addressed by; an index is written last,
+//! once, under a name of its own; an object that an index or an open run refers to is never deleted. Deliberately
+//! absent: names of volumes and placement (the MDS's), policy (the caller's).
+
+mod backend;
+mod dir;
+mod error;
+mod export;
+mod gc;
+mod index;
+mod key_file;
+mod layout;
+mod repository;
+mod restore;
+mod run;
+mod s3;
+mod seal;
+mod throttle;
+mod verify;
+
+pub use backend::Backend;
+pub use error::{RepoError, RepoErrorKind, TransferError};
+pub use export::{ExportReport, Source, export};
+pub use gc::{GcReport, collect};
+pub use index::{BackupId, Index};
+pub use key_file::KeyFile;
+pub use repository::{OpenOptions, Repository};
+pub use restore::{RestoreReport, restore};
+pub use s3::S3Options;
+pub use throttle::Throttle;
+pub use verify::{VerifyReport, verify};
