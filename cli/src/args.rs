@@ -1,5 +1,6 @@
 //! The command line as a whole. Each group of commands has its arguments in its own file.
 
+use crate::backup::{BackupCommand, RestoreArgs};
 use crate::bench::{self, BenchArgs};
 use crate::checksum::ChecksumArgs;
 use crate::cluster::{ClusterCommand, PoolCommand};
@@ -91,6 +92,12 @@ pub(crate) enum Command {
     /// Take a volume back to one of its snapshots, at once, whatever its size
     #[command(after_help = "Example:\n  ogee rollback vm1@before-upgrade")]
     Rollback(RollbackArgs),
+    /// Back volumes up to a folder or to S3: create, list, show, verify, remove, collect garbage
+    #[command(subcommand)]
+    Backup(BackupCommand),
+    /// Make a new volume from a backup
+    #[command(after_help = "Example:\n  ogee restore vm1@nightly vm1-old --repo file:///srv/backup")]
+    Restore(RestoreArgs),
     /// Serve a volume to a virtual machine (QEMU, libvirt) over a vhost-user socket, in the foreground
     #[command(after_help = "Examples:\n  ogee vhost-blk vm1 --socket /run/ogee/vm1.sock --queues 4\n  \
         ogee vhost-blk golden@v1 --socket /run/ogee/v1.sock --read-only\n\n\

@@ -8,6 +8,7 @@
 //! | `volume.rs`, `snapshot.rs` | `volume`; `snapshot`, `clone`, `rollback` |
 //! | `image/`, `qcow2/`, `sparse.rs` | `image import`; the qcow2 format; holes and zeros |
 //! | `export/`, `checksum.rs`, `copy_out.rs` | `export`, `checksum`; reading a whole volume in order |
+//! | `backup/`, `half_made.rs` | `backup`, `restore`; volumes that are being filled |
 //! | `vhost.rs`, `null_device.rs` | `vhost-blk`; the device of `--null` |
 //! | `nbd.rs` | `nbd` |
 //! | `volume_metrics.rs` | `/metrics` of `vhost-blk` |
@@ -23,6 +24,7 @@
 //! the command never panics on input. Deliberately absent: policy of any kind (it is the servers') and retries (the SDK's).
 
 mod args;
+mod backup;
 mod bench;
 mod checksum;
 mod claim;
@@ -33,6 +35,7 @@ mod daemon;
 mod dev;
 mod error;
 mod export;
+mod half_made;
 mod image;
 mod logging;
 mod names;
@@ -116,6 +119,8 @@ async fn act_as_client(context: Context, command: Command) -> Result<(), CliErro
         Command::Snapshot(command) => snapshot::run(c, command).await,
         Command::Clone(args) => snapshot::clone_volume(c, args).await,
         Command::Rollback(args) => snapshot::rollback(c, args).await,
+        Command::Backup(command) => Box::pin(backup::run(c, command)).await,
+        Command::Restore(args) => Box::pin(backup::run_restore(c, args)).await,
         Command::VhostBlk(args) => vhost::run(c, args).await,
         Command::Nbd(command) => nbd::run(c, command).await,
         Command::Bench(args) => Box::pin(bench::run(c, *args)).await,

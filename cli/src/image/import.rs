@@ -7,10 +7,10 @@ use super::source::{ImageFormat, ImageSource};
 use super::upload::{Copied, upload};
 use crate::connect::{COMMAND_IO_TIMEOUT, Context};
 use crate::error::{CliError, ErrorKind};
+use crate::half_made::{Wish, create, refuse_taken, rename, take_back};
 use crate::names;
-use crate::open::{close_volume, open_volume, take_and_release};
+use crate::open::{close_volume, open_volume};
 use crate::output::{Progress, bytes_per_second, elapsed_ms};
-use crate::sdk_error::call_failed;
 use crate::signals::StopSignals;
 use crate::volume::volume_size;
 use clap::{Args, Subcommand};
@@ -19,8 +19,6 @@ use ogee_common::clock;
 use ogee_common::limits::{PAGE_BYTES, VOLUME_BYTES_MAX, VOLUME_BYTES_MIN};
 use ogee_common::name::{VolumePath, VolumeRef};
 use ogee_common::size::ByteLen;
-use ogee_proto::MdsErrorKind;
-use ogee_proto::mds as m;
 use serde::Serialize;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -104,7 +102,14 @@ async fn import(context: &Context, args: ImportArgs) -> Result<(), CliError> {
     let mut signals = StopSignals::listen()?;
     let cluster = context.cluster(Some(COMMAND_IO_TIMEOUT))?;
     refuse_taken(&cluster, &args.volume).await?;
-    let temporary = create(&cluster, &args, size_bytes).await?;
+    let wish = Wish {
+        path: &args.volume,
+        suffix: SUFFIX,
+        size_bytes,
+        owner: args.owner.as_deref(),
+        pool: &args.pool,
+    };
+    let temporary = create(&cluster, &wish).await?;
     let start = clock::now();
     let progress = Progress::new("import", source.size_bytes(), context.out.is_json());
     let filled = tokio::select! {
@@ -150,38 +155,6 @@ fn target_size(image_bytes: u64, wanted: Option<u64>) -> Result<u64, CliError> {
     }
 }
 
-/// Says early that the name is taken, before gigabytes are copied; the rename at the end decides.
-async fn refuse_taken(cluster: &Cluster, path: &VolumePath) -> Result<(), CliError> {
-    match cluster.mds().stat_volume(m::StatVolumeRequest { path: path.to_string() }).await {
-        Ok(_) => {
-            let text = format!("{path} exists; choose another name or delete it first: ogee volume rm {path}");
-            Err(CliError::new(ErrorKind::Conflict, text).with_reason(MdsErrorKind::AlreadyExists.as_str()))
-        }
-        Err(e) if e.kind == MdsErrorKind::NotFound => Ok(()),
-        Err(e) => Err(call_failed("look for the volume", &e)),
-    }
-}
-
-async fn create(cluster: &Cluster, args: &ImportArgs, size_bytes: u64) -> Result<VolumePath, CliError> {
-    let name = format!("{}{SUFFIX}", args.volume);
-    let path = VolumePath::parse(&name).map_err(|e| CliError::caused(ErrorKind::Usage, name.clone(), e))?;
-    let request = m::CreateVolumeRequest {
-        path: name.clone(),
-        size_bytes,
-        owner: args.owner.clone().unwrap_or_default(),
-        create_parents: true,
-        pool: args.pool.clone(),
-    };
-    match cluster.mds().create_volume(request).await {
-        Ok(_) => Ok(path),
-        Err(e) if e.kind == MdsErrorKind::AlreadyExists => {
-            let advice = format!("another import of it runs, or one was killed; then: ogee volume rm {name} --force");
-            Err(call_failed(&format!("create volume {name}"), &e).with_advice(&advice))
-        }
-        Err(e) => Err(call_failed(&format!("create volume {name}"), &e)),
-    }
-}
-
 /// Attaches, copies, flushes and detaches.
 async fn fill(
     cluster: &Cluster, path: &VolumePath, source: &Arc<ImageSource>, progress: &Progress,
@@ -193,24 +166,6 @@ async fn fill(
     let copied = copied?;
     closed?;
     Ok(copied)
-}
-
-async fn rename(cluster: &Cluster, from: &VolumePath, to: &VolumePath) -> Result<(), CliError> {
-    let (path, new_path) = (from.to_string(), to.to_string());
-    let done = cluster.mds().rename_volume(m::RenameVolumeRequest { path, new_path, create_parents: false }).await;
-    done.map(drop).map_err(|e| call_failed(&format!("rename {from} to {to}"), &e))
-}
-
-/// Deletes the half-made volume and gives back why; if that fails too, the message names what is left.
-async fn take_back(cluster: &Cluster, path: &VolumePath, why: CliError) -> CliError {
-    // An interrupted copy still holds the attach; attaching again takes it over and ends it.
-    // A failure shows in the deletion.
-    let _ = take_and_release(cluster, path).await;
-    let request = m::DeleteVolumeRequest { path: path.to_string(), owner: String::new() };
-    match cluster.mds().delete_volume(request).await {
-        Ok(()) => why,
-        Err(_) => why.with_advice(&format!("the half-made volume is left; delete it: ogee volume rm {path} --force")),
-    }
 }
 
 #[cfg(test)]

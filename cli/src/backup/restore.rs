@@ -1,0 +1,120 @@
+//! `ogee restore`: a backup becomes a new volume, in the cluster it came from or another.
+//!
+//! The volume is filled as `VOLUME.restoring` and gets its name when everything was proved and flushed.
+
+use super::place::{IfMissing, RepoArgs, repo_failed, transfer_failed};
+use crate::connect::{COMMAND_IO_TIMEOUT, Context};
+use crate::error::{CliError, ErrorKind};
+use crate::half_made::{Wish, create, refuse_taken, rename, take_back};
+use crate::names;
+use crate::open::{close_volume, open_volume};
+use crate::output::{Progress, elapsed_ms};
+use crate::signals::StopSignals;
+use clap::Args;
+use ogee_client::{Cluster, OpenMode};
+use ogee_common::clock;
+use ogee_common::limits::{PAGE_BYTES, VOLUME_BYTES_MIN};
+use ogee_common::name::{VolumePath, VolumeRef};
+use ogee_common::size::{ByteLen, parse_bytes};
+use ogee_snapclone::{Index, Repository, RestoreReport, Throttle, restore};
+use serde::Serialize;
+
+/// What the volume's name ends in until it is complete.
+const SUFFIX: &str = ".restoring";
+
+/// Arguments of `ogee restore`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct RestoreArgs {
+    /// The first digits of its identity, or VOLUME or VOLUME@SNAPSHOT for the newest of that name
+    backup: String,
+    /// The new volume; missing folders are made
+    #[arg(value_parser = VolumePath::parse)]
+    volume: VolumePath,
+    /// Who may delete the volume
+    #[arg(long, value_parser = names::plain)]
+    owner: Option<String>,
+    /// The pool of chunkservers that holds it
+    #[arg(long, value_parser = names::plain, default_value = "default")]
+    pool: String,
+    /// Bytes a second read from the repository, at most: 50MiB
+    #[arg(long, value_parser = parse_bytes, value_name = "BYTES")]
+    throttle: Option<u64>,
+    #[command(flatten)]
+    repo: RepoArgs,
+}
+
+/// What `ogee restore` reports.
+#[derive(Debug, Serialize)]
+struct Restored {
+    volume: String,
+    backup: String,
+    size_bytes: u64,
+    read_bytes: u64,
+    seconds: f64,
+}
+
+/// Carries out `ogee restore`.
+///
+/// # Errors
+/// The backup is damaged, the name is taken, or the cluster fails; nothing is left but, at worst, a volume whose name
+/// ends in `.restoring`, and the message says so.
+pub(crate) async fn run(context: &Context, args: RestoreArgs) -> Result<(), CliError> {
+    let doing = format!("restore {} as {}", args.backup, args.volume);
+    act(context, args).await.map_err(|e| e.within(doing))
+}
+
+async fn act(context: &Context, args: RestoreArgs) -> Result<(), CliError> {
+    let mut signals = StopSignals::listen()?;
+    let repo = args.repo.open(IfMissing::Fail).await?;
+    let index = repo.find(&args.backup).await.map_err(repo_failed)?;
+    let cluster = context.cluster(Some(COMMAND_IO_TIMEOUT))?;
+    refuse_taken(&cluster, &args.volume).await?;
+    let start = clock::now();
+    let size_bytes = index.size_bytes.next_multiple_of(u64::from(PAGE_BYTES)).max(VOLUME_BYTES_MIN);
+    let wish = Wish {
+        path: &args.volume,
+        suffix: SUFFIX,
+        size_bytes,
+        owner: args.owner.as_deref(),
+        pool: &args.pool,
+    };
+    let temporary = create(&cluster, &wish).await?;
+    let throttle = Throttle::new(args.throttle.unwrap_or(0));
+    let progress = Progress::new("restore", index.size_bytes, context.out.is_json());
+    let filled = tokio::select! {
+        filled = fill(&cluster, &temporary, (&repo, &index), &throttle, &progress) => filled,
+        () = signals.wait() => Err(CliError::new(ErrorKind::Failure, "interrupted")),
+    };
+    progress.finish();
+    let named = match filled {
+        Ok(report) => rename(&cluster, &temporary, &args.volume).await.map(|()| report),
+        Err(e) => Err(e),
+    };
+    let report = match named {
+        Ok(report) => report,
+        Err(e) => return Err(take_back(&cluster, &temporary, e).await),
+    };
+    let report = Restored {
+        volume: args.volume.to_string(),
+        backup: index.id,
+        size_bytes,
+        read_bytes: report.read_bytes,
+        seconds: elapsed_ms(start) / 1000.0,
+    };
+    context.out.result(&report, |r| {
+        format!("restored {} as {}: {}, {} read, {:.1} s", r.backup, r.volume, ByteLen(r.size_bytes), ByteLen(r.read_bytes), r.seconds)
+    })
+}
+
+/// Attaches, copies, flushes and detaches.
+async fn fill(
+    cluster: &Cluster, path: &VolumePath, (repo, index): (&Repository, &Index), throttle: &Throttle, progress: &Progress,
+) -> Result<RestoreReport, CliError> {
+    let name = VolumeRef { path: path.clone(), snapshot: None };
+    let volume = open_volume(cluster, &name, OpenMode::ReadWrite { steal: false }).await?;
+    let copied = Box::pin(restore(repo, index, &volume, throttle, |bytes| progress.advance(bytes))).await;
+    let closed = close_volume(&volume).await;
+    let report = copied.map_err(transfer_failed)?;
+    closed?;
+    Ok(report)
+}
