@@ -272,7 +272,7 @@ async fn choose_bases(repo: &Repository, volume: &str) -> Result<(Vec<IndexKey>,
     let mut keys = repo.backend.list(INDEXES, |key| IndexKey::parse(INDEXES, key)).await?;
     let newest = keys.iter().chain(&removed).filter(|k| k.volume == volume).map(|k| k.generation).max().unwrap_or(0);
     keys.retain(|key| !removed.contains(key));
-    keys.sort_by(|a, b| b.generation.cmp(&a.generation));
+    keys.sort_by_key(|key| std::cmp::Reverse(key.generation));
     let (mut own, others): (Vec<_>, Vec<_>) = keys.into_iter().partition(|k| k.volume == volume);
     own.truncate(BACKUP_BASES_MAX / 2);
     let mut seen = std::collections::HashSet::new();
