@@ -9,6 +9,7 @@ use crate::fence::FenceTable;
 use crate::gate::Gate;
 use crate::layout::LayoutCache;
 use crate::stats::Stats;
+use crate::write_order::WriteOrder;
 use ogee_common::id::{AttachEpoch, LayerId, VolumeId};
 use ogee_common::name::VolumeRef;
 use ogee_proto::data::Ancestor;
@@ -37,6 +38,7 @@ pub(crate) struct Attachment {
     /// Parents of the layer, nearest first.
     pub(crate) chain: Vec<Ancestor>,
     pub(crate) gate: Gate,
+    pub(crate) order: Arc<WriteOrder>,
     pub(crate) layout: LayoutCache,
     pub(crate) fences: FenceTable,
     pub(crate) size: watch::Sender<u64>,

@@ -24,6 +24,7 @@ mod stats;
 mod verdict;
 mod volume;
 mod watch;
+mod write_order;
 
 pub use attachment::AttachInfo;
 pub use block_device::{BlockDevice, DeviceInfo, Extent, IoError, IoErrorKind, ReadData, ReadPiece};
@@ -32,3 +33,4 @@ pub use mds_client::{MdsCallError, MdsClient};
 pub use memory::{MemoryCounters, MemoryDevice};
 pub use stats::{LATENCY_BUCKETS, OpStats, VolumeStats};
 pub use volume::{DetachError, OpenError, OpenMode, Volume};
+pub use write_order::{WriteOrder, WritePlace};

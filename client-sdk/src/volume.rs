@@ -1,6 +1,6 @@
 //! An open volume: attach, IO through handles, detach.
 //!
-//! Called by the front ends. A guest's write takes these steps: [`Volume`] (here: checks, ticket, statistics) ->
+//! Called by the front ends. A guest's write takes these steps: [`Volume`] (here: checks, order, ticket, statistics) ->
 //! `io.rs` (cut at chunk bounds, placement) -> `attempt.rs` (fence, leader, retries) -> `session.rs` (connection).
 //! Invariants: no IO is sent after detach told the MDS; all handles of a volume share its fate, its seq and its
 //! statistics; every handle has its own connections. Absent: anything about VMs.
@@ -151,6 +151,7 @@ impl Volume {
             },
             chain: grant.ancestry.iter().map(parent).collect(),
             gate: Gate::new(seq),
+            order: Arc::default(),
             layout: LayoutCache::new(layer, live_reader.then_some(cluster.0.config.timing.live_layout_ttl)),
             fences: Default::default(),
             size: watch::Sender::new(grant.size_bytes),
@@ -215,6 +216,9 @@ impl Volume {
         let io = async {
             self.check_write(offset, len, u64::MAX)?;
             let ticket = self.at.gate.enter_write().await?;
+            // After the ticket: a flush, a hold and a detach wait for whoever waits here.
+            let place = self.at.order.enter(offset..offset + len);
+            place.turn().await;
             self.path().zero(&ticket, offset, len).await
         };
         self.timed(verb, offset, len, io).await
@@ -277,6 +281,9 @@ impl BlockDevice for Volume {
         let io = async {
             self.check_write(offset, len, LEN_MAX)?;
             let ticket = self.at.gate.enter_write().await?;
+            // After the ticket: a flush, a hold and a detach wait for whoever waits here.
+            let place = self.at.order.enter(offset..offset + len);
+            place.turn().await;
             self.path().write(&ticket, offset, data).await
         };
         self.timed(Verb::Write, offset, len, io).await

@@ -8,11 +8,10 @@
 use crate::reply::Outcome;
 use crate::request::{Command, Refusal};
 use crate::wire::Errno;
-use crate::write_order::{Place, WriteOrder};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use ogee_client::{BlockDevice, IoError, IoErrorKind};
+use ogee_client::{BlockDevice, IoError, IoErrorKind, WriteOrder, WritePlace};
 use ogee_common::limits::{NBD_CACHE_BYTES_MAX, NBD_ZERO_WRITES_PARALLEL, REQUEST_BYTES_MAX};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,7 +30,7 @@ pub(crate) struct OpenExport<D> {
 pub(crate) struct Work {
     command: Command,
     payload: Bytes,
-    place: Option<Place>,
+    place: Option<WritePlace>,
 }
 
 impl Work {

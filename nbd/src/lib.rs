@@ -10,7 +10,6 @@
 //! | `transmission.rs` | requests in, work in flight, replies out |
 //! | `request.rs` | requests decoded and checked (fuzzed) |
 //! | `execute.rs` | one request against the device |
-//! | `write_order.rs` | why a repeated write never lands after a newer one |
 //! | `reply.rs` | replies encoded, sent without copies |
 //! | `wire.rs` | the protocol's numbers |
 //!
@@ -30,7 +29,6 @@ mod server;
 mod stream;
 mod transmission;
 pub mod wire;
-mod write_order;
 
 pub use handshake::{Agreement, ExportInfo, Framing, Handshake, HandshakeError, Progress};
 pub use listen::{ListenError, ListenOn};

@@ -10,10 +10,9 @@ use crate::execute::OpenExport;
 use crate::handshake::ExportInfo;
 use crate::listen::{ListenError, ListenOn, Listener};
 use crate::stream::Accepted;
-use crate::write_order::WriteOrder;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use ogee_client::BlockDevice;
+use ogee_client::{BlockDevice, WriteOrder};
 use ogee_common::limits::{
     NBD_ACCEPT_PAUSE, NBD_CONNECTIONS_DEFAULT, NBD_CONNECTIONS_MAX, NBD_EXPORTS_MAX, NBD_HANDSHAKE_TIMEOUT,
     NBD_STOP_DRAIN, NBD_STRING_BYTES_MAX, NBD_THREADS_MAX,

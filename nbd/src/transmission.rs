@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Invariants: requests run concurrently and are answered in any order; what was taken from the socket is always
-//! carried out to its end, also when the client is gone (`write_order.rs` says why); the bytes and requests held are
+//! carried out to its end, also when the client is gone (`WriteOrder` of the SDK says why); the bytes and requests held are
 //! bounded by `NBD_CONNECTION_BYTES_MAX` and `NBD_CONNECTION_REQUESTS_MAX`, then the socket is not read; a payload is
 //! a slice of the buffer that the socket was read into. A stop takes no further request: the client finds its
 //! connection closed, and what is not answered was not taken.

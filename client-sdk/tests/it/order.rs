@@ -34,6 +34,28 @@ async fn a_stalled_attempt_is_dropped_by_the_next_generation() {
     assert!(newest.values().any(|g| *g >= 2));
 }
 
+/// The answer of the first write is lost, so it is sent again; a write to the same place that was begun meanwhile must not land between
+/// the two, where the repetition would undo it after it was acknowledged. One to another place does not wait.
+#[tokio::test]
+async fn a_write_waits_for_an_overlapping_one_that_is_being_repeated() {
+    let f = Fixture::new().await;
+    let v = f.open().await;
+    write(&v, 0, pattern(0, 4096)).await;
+    for round in 0..4 {
+        f.data.script(Opcode::Write, 1, Reaction::CloseAfter);
+        let before = f.data.arrived(Opcode::Write);
+        let first = tokio::spawn({
+            let v = v.clone();
+            async move { v.write(0, pattern(1, 4096)).await }
+        });
+        eventually("the first attempt", || f.data.arrived(Opcode::Write) > before).await;
+        let newest = pattern(10 + round, 4096);
+        write(&v.for_thread(), 0, newest.clone()).await;
+        within(first).await.expect("no panic").expect("repeated");
+        assert_eq!(read(&v, 0, 4096).await, newest);
+    }
+}
+
 /// The first attempt stalls at a leader that is deposed meanwhile; its term is over when it is executed. Here the
 /// chunkserver does not look at generations, so that nothing but the term protects.
 #[tokio::test]

@@ -1,15 +1,16 @@
-//! The order of writes to one export: two that overlap never run at the same time, whatever connections they came by.
+//! The order of writes to one volume: two that overlap never run at the same time, whatever handles they came by.
 //!
-//! Why this is needed: a client that loses a connection sends the write W that was not answered once more, on another
-//! connection, and then writes something newer to the same place. If the first W were still under way in the SDK, it
-//! could land last. Here the repeated W waits for the first, so what the client writes after its answer is later than
-//! both. `connection.rs` therefore finishes what is in flight when a client is gone, and a request that it has taken
-//! from the socket is entered here before anything is awaited.
+//! Why this is needed: an answer may be lost, and then the write A is sent once more. A write B to the same place that runs
+//! beside it could land between the two: a reader sees A, B completes, and the repeated A is there again. So B waits until
+//! A has its outcome. `volume.rs` enters every write, discard and write-zeroes here. A front end whose client repeats
+//! requests by itself keeps an order of its own, from the moment it took a request from the socket: an NBD client that
+//! loses a connection sends the write that was not answered on another one, and then something newer to the same place.
 //!
 //! Invariants: a write waits only for overlapping ones that entered before it, so nobody waits in a circle; whoever
-//! leaves (or is dropped) wakes all that wait for it. Bounded by the requests of all connections. Cost without overlap:
-//! one lock and a walk over the writes in flight. Absent: reads; a client that reads and writes one place at once has
-//! no order between them.
+//! leaves (or is dropped) wakes all that wait for it. Bounded by what front ends have in flight. Cost without overlap:
+//! a lock and a walk over the writes in flight. A write that was given up (IO timeout, dropped future) leaves, and may
+//! still land: its outcome is unknown, as section 7 of ARCHITECTURE.md says. Absent: reads; a client that reads and
+//! writes one place at once has no order between them.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -29,25 +30,26 @@ struct State {
     active: BTreeMap<u64, Entry>,
 }
 
-/// See the module's documentation.
+/// The writes in flight to one volume.
 #[derive(Debug, Default)]
-pub(crate) struct WriteOrder(Mutex<State>);
+pub struct WriteOrder(Mutex<State>);
 
 /// The place of one write in the order; it leaves when dropped.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub struct WritePlace {
     order: Arc<WriteOrder>,
     number: u64,
 }
 
 impl WriteOrder {
     /// Takes the next place for a range of bytes. Never waits.
-    pub(crate) fn enter(self: &Arc<Self>, range: Range<u64>) -> Place {
+    #[must_use]
+    pub fn enter(self: &Arc<Self>, range: Range<u64>) -> WritePlace {
         let mut state = self.lock();
         let number = state.next;
         state.next += 1;
         state.active.insert(number, Entry { range, waiters: vec![] });
-        Place { order: self.clone(), number }
+        WritePlace { order: self.clone(), number }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -55,9 +57,9 @@ impl WriteOrder {
     }
 }
 
-impl Place {
+impl WritePlace {
     /// Waits until no earlier write overlaps this one. Cancellation-safe.
-    pub(crate) async fn turn(&self) {
+    pub async fn turn(&self) {
         while let Some(gone) = self.earlier() {
             // An error: the sender was dropped with the entry, which is what is waited for.
             let _ = gone.await;
@@ -76,7 +78,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for WritePlace {
     fn drop(&mut self) {
         let entry = self.order.lock().active.remove(&self.number);
         drop(entry);
