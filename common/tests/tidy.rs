@@ -95,6 +95,14 @@ fn unsafe_code_is_contained() {
 }
 
 #[test]
+fn only_the_simulation_switches_itself_on() {
+    let switches = ["sim::plant(", "sim::set_ns(", "use_wire(Some", "ogee_disk::simulate("];
+    let elsewhere = |(n, t): &(String, String)| !n.starts_with("vm-tests/tests/sim/") && switches.iter().any(|s| t.contains(s));
+    let bad: Vec<_> = sources().into_iter().filter(elsewhere).map(|(n, _)| n).collect();
+    report("files that switch the simulation on", &bad);
+}
+
+#[test]
 fn every_queue_is_bounded_and_no_test_is_ignored() {
     let mut bad = vec![];
     for (name, text) in sources() {

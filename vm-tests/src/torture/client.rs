@@ -13,7 +13,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::io::{Read, Write};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -116,8 +116,9 @@ pub(super) async fn work(disk: &Recorded<Volume>, rng: &mut StdRng, stint: Durat
     let over = Arc::new(AtomicBool::new(false));
     let sectors = u32::try_from(ogee_client::BlockDevice::info(&disk.device).size_bytes / 512).context("a small volume")?;
     let deadline = clock::now() + stint;
+    let ranges = keeps_apart().then(Arc::<Ranges>::default);
     let start = |_| {
-        let worker = Worker { disk: disk.for_thread(), rng: StdRng::seed_from_u64(rng.random()), sectors, over: over.clone(), stop: stop.clone() };
+        let worker = Worker { disk: disk.for_thread(), rng: StdRng::seed_from_u64(rng.random()), sectors, over: over.clone(), stop: stop.clone(), ranges: ranges.clone() };
         tokio::spawn(worker.run(deadline))
     };
     let workers: Vec<_> = (0..WORKERS).map(start).collect();
@@ -131,12 +132,22 @@ pub(super) async fn work(disk: &Recorded<Volume>, rng: &mut StdRng, stint: Durat
     Ok(())
 }
 
+/// Ranges that are being written or whose outcome is unknown.
+type Ranges = Mutex<Vec<(u32, u32)>>;
+
+/// Whether changes that overlap are never in flight together, as a file system sees to it. Always so in a simulation, unless
+/// `OGEE_SIM_OVERLAP` is set: a repeated write may take effect twice, around another one that overlaps it (docs/testing.md).
+fn keeps_apart() -> bool {
+    ogee_common::sim::running() && std::env::var_os("OGEE_SIM_OVERLAP").is_none()
+}
+
 struct Worker {
     disk: Recorded<Volume>,
     rng: StdRng,
     sectors: u32,
     over: Arc<AtomicBool>,
     stop: Arc<AtomicBool>,
+    ranges: Option<Arc<Ranges>>,
 }
 
 impl Worker {
@@ -145,7 +156,11 @@ impl Worker {
             // Sometimes nobody waits for the answer, which makes the outcome unknown.
             let patience = if self.rng.random_range(0..40) == 0 { self.rng.random_range(0..30) } else { 3_600_000 };
             let (first, count) = self.place();
-            let (disk, kind) = (&self.disk, self.rng.random_range(0..20));
+            let mut kind = self.rng.random_range(0..20);
+            if kind <= 10 && !self.take(first, count) {
+                kind = 11;
+            }
+            let disk = &self.disk;
             let io = async {
                 match kind {
                     0..=8 => disk.write(first, count).await,
@@ -154,15 +169,36 @@ impl Worker {
                     _ => disk.read(first, count).await,
                 }
             };
-            if let Ok(done) = tokio::time::timeout(Duration::from_millis(patience), io).await
-                && let Err(error) = done?
-            {
-                self.failed(&error)?;
+            match tokio::time::timeout(Duration::from_millis(patience), io).await {
+                Ok(done) => match done? {
+                    Ok(()) if kind <= 10 => self.give_back(first, count),
+                    Ok(()) => {}
+                    Err(error) => self.failed(&error)?,
+                },
+                // Unknown: its range is not written again in this attach.
+                Err(_) => {}
             }
             let pause = self.rng.random_range(0..24);
             tokio::time::sleep(Duration::from_millis(pause)).await;
         }
         Ok(())
+    }
+
+    /// Whether the range may be changed now.
+    fn take(&self, first: u32, count: u32) -> bool {
+        let Some(ranges) = &self.ranges else { return true };
+        let mut ranges = ranges.lock().unwrap_or_else(PoisonError::into_inner);
+        let free = ranges.iter().all(|(f, c)| first + count <= *f || f + c <= first);
+        if free {
+            ranges.push((first, count));
+        }
+        free
+    }
+
+    fn give_back(&self, first: u32, count: u32) {
+        if let Some(ranges) = &self.ranges {
+            ranges.lock().unwrap_or_else(PoisonError::into_inner).retain(|r| *r != (first, count));
+        }
     }
 
     fn place(&mut self) -> (u32, u32) {

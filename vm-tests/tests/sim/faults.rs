@@ -119,6 +119,9 @@ impl Faults {
     }
 
     fn disk(&mut self, hosts: &mut Hosts, host: Host, what: (DiskOp, i32), (kind, now): (&'static str, u64), skip: u64) -> Result<()> {
+        if !hosts.is_up(host) {
+            return Ok(());
+        }
         let (op, errno) = what;
         let times = if errno == libc::ENOSPC { u64::MAX } else { 1 };
         hosts.faults(host)?.add(FaultRule { op, path_contains: String::new(), skip, times, fault: Fault::Errno(errno) });

@@ -150,12 +150,12 @@ impl Hosts {
                     // It was stopped: its clock jumps.
                     running.start += Duration::from_millis(turns_of(turns) - 1);
                     let gap = Duration::from_millis(turns_of(turns) - 1);
-                    running.runtime.block_on(tokio::time::advance(gap));
+                    running.runtime.block_on(async { tokio::time::advance(gap).await });
                 }
                 for _ in 0..if turns > 20.0 { 1 } else { turns_of(turns) } {
                     running.steps += 1;
                     let until = running.start + Duration::from_millis(running.steps);
-                    running.runtime.block_on(tokio::time::sleep_until(until));
+                    running.runtime.block_on(async { tokio::time::sleep_until(until).await });
                 }
             });
             if running.life.is_finished() {

@@ -101,7 +101,7 @@ fn one(seed: u64, canary: Option<Canary>) -> Result<()> {
 fn start(seed: u64, canary: Option<&str>) -> Result<(bool, String)> {
     let program = std::env::current_exe().context("find this program")?;
     let mut command = Command::new(program);
-    command.arg("one").arg(seed.to_string()).args(canary).stdin(Stdio::null());
+    command.arg("one").arg(seed.to_string()).args(canary).stdin(Stdio::null()).env("RUST_BACKTRACE", "0");
     let done = command.output().context("start a simulation")?;
     let text = format!("{}{}", String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
     Ok((done.status.success(), text))
