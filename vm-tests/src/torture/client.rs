@@ -169,14 +169,13 @@ impl Worker {
                     _ => disk.read(first, count).await,
                 }
             };
-            match tokio::time::timeout(Duration::from_millis(patience), io).await {
-                Ok(done) => match done? {
+            // Given up: its outcome is unknown, and its range is not written again in this attach.
+            if let Ok(done) = tokio::time::timeout(Duration::from_millis(patience), io).await {
+                match done? {
                     Ok(()) if kind <= 10 => self.give_back(first, count),
                     Ok(()) => {}
                     Err(error) => self.failed(&error)?,
-                },
-                // Unknown: its range is not written again in this attach.
-                Err(_) => {}
+                }
             }
             let pause = self.rng.random_range(0..24);
             tokio::time::sleep(Duration::from_millis(pause)).await;

@@ -11,7 +11,7 @@ use rand::Rng;
 use rand::rngs::StdRng;
 use std::collections::BTreeMap;
 
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 enum Later {
     Start(Host),
     LetGo(Host, Host),
