@@ -41,7 +41,7 @@ demo: rocksdb ## boot a VM from a lazy clone on an embedded cluster, snapshot, d
 lint: rocksdb ## clippy with the workspace lints
 	cargo clippy $(CARGO_FLAGS) --all-targets -- -D warnings
 
-test: lint build test-unit test-sim test-process test-vm ## everything the gate runs
+test: lint build test-unit test-process test-vm ## everything the gate runs
 
 test-unit: build ## unit, property, golden and component tests
 	cargo test $(CARGO_FLAGS) --lib --bins --example bench $(UNIT_TESTS)
