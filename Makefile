@@ -13,7 +13,7 @@ UNIT_FILES := $(foreach dir,$(UNIT_FOLDERS),$(notdir $(basename $(wildcard $(dir
 UNIT_TREES := $(foreach dir,$(UNIT_FOLDERS),$(notdir $(patsubst %/main.rs,%,$(wildcard $(dir)*/main.rs))))
 UNIT_TESTS := $(addprefix --test ,$(sort $(UNIT_FILES) $(UNIT_TREES)))
 
-.PHONY: help deps rocksdb moto build dist install demo test lint test-unit test-process test-vm torture stalls fuzz bench bench-quick
+.PHONY: help deps rocksdb moto build dist install demo test lint test-unit test-sim test-process test-vm torture sim stalls fuzz bench bench-quick
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -44,7 +44,7 @@ demo: rocksdb ## boot a VM from a lazy clone on an embedded cluster, snapshot, d
 lint: rocksdb ## clippy with the workspace lints
 	cargo clippy $(CARGO_FLAGS) --all-targets -- -D warnings
 
-test: lint build test-unit test-process test-vm ## everything the gate runs
+test: lint build test-unit test-sim test-process test-vm ## everything the gate runs
 
 test-unit: build moto ## unit, property, golden and component tests
 	cargo test $(CARGO_FLAGS) --lib --bins --example bench $(UNIT_TESTS)
@@ -69,6 +69,17 @@ torture: rocksdb ## real processes under kills, stops, partitions and full disks
 
 stalls: build ## how long IO stands still when a chunkserver dies or hangs, held to its bars: on a quiet machine
 	OGEE_STALL_BARS=1 cargo test $(CARGO_FLAGS) --test stall -- --nocapture
+
+# 200 seeds, one of them twice, and every canary within 200 seeds.
+test-sim: build ## the whole cluster simulated in one thread, by seed; planted bugs must be found
+	cargo test $(CARGO_FLAGS) --test sim
+
+# make sim SEEDS=2000 FROM=1 JOBS=2; make sim SEED=7 replays one (with RUST_LOG=debug it talks); CANARY=skip-fence plants a bug.
+SEEDS ?= 1000000
+FROM ?= 1
+JOBS ?= 2
+sim: rocksdb ## simulate seed after seed, without end unless SEEDS= is given
+	cargo test $(CARGO_FLAGS) --test sim -- $(if $(SEED),one $(SEED) $(CANARY),--from $(FROM) --seeds $(SEEDS) --jobs $(JOBS) $(if $(CANARY),--canary $(CANARY)))
 
 fuzz: rocksdb ## a short run of each fuzz target
 	scripts/fuzz.sh

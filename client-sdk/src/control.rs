@@ -19,8 +19,11 @@ pub(crate) struct ControlThread {
 }
 
 impl ControlThread {
-    /// Starts the thread.
+    /// Starts the thread. In a simulation there is none: control work shares the caller's runtime.
     pub(crate) fn start() -> io::Result<Self> {
+        if ogee_common::sim::running() {
+            return Ok(Self { handle: Handle::current(), stop: None, thread: None });
+        }
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let handle = runtime.handle().clone();
         let (stop, stopped) = oneshot::channel::<()>();

@@ -24,6 +24,7 @@
 
 use crate::block_device::IoErrorKind;
 use ogee_common::id::VolumeSeq;
+use ogee_common::sim::{self, Canary};
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -199,7 +200,7 @@ impl Gate {
             let seq = self.seq();
             match &mut state.hold {
                 Some(hold) if hold.token == token => {
-                    if !state.inflight.is_empty() {
+                    if !state.inflight.is_empty() && !sim::planted(Canary::EarlyHold) {
                         return None;
                     }
                     if state.abandoned >= seq {

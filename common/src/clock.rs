@@ -15,6 +15,9 @@ pub fn now() -> Instant {
 #[must_use]
 #[allow(clippy::disallowed_methods)] // this is the seam the lint points to
 pub fn unix_ms() -> u64 {
+    if let Some(now) = crate::sim::tick_ns() {
+        return now / 1_000_000;
+    }
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -12,4 +12,5 @@ pub mod id;
 pub mod limits;
 pub mod name;
 pub mod rng;
+pub mod sim;
 pub mod size;

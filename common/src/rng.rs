@@ -15,6 +15,12 @@ pub fn jitter(base: Duration) -> Duration {
     base.mul_f64(rand::rng().random_range(0.5..=1.0))
 }
 
+/// A number from 0 to 1, 1 excluded.
+#[must_use]
+pub fn share() -> f64 {
+    rand::rng().random()
+}
+
 /// Shuffles in place.
 pub fn shuffle<T>(items: &mut [T]) {
     use rand::seq::SliceRandom;

@@ -78,8 +78,13 @@ fn third_party_engines_are_named_in_one_place() {
 
 #[test]
 fn unsafe_code_is_contained() {
-    // The last is a test that drives a foreign library, whose interface takes raw memory.
-    let homes = ["server/disk/src/io.rs", "vhost-blk/src/guest_buffer.rs", "vhost-blk/tests/independent_driver.rs"];
+    // A test that drives a foreign library, whose interface takes raw memory; a test that stands in for two functions of the C library.
+    let homes = [
+        "server/disk/src/io.rs",
+        "vhost-blk/src/guest_buffer.rs",
+        "vhost-blk/tests/independent_driver.rs",
+        "vm-tests/tests/sim/entropy.rs",
+    ];
     let allows = |text: &str| {
         let allowing = |l: &str| l.starts_with("#![allow(unsafe_code)") || l.starts_with("#[allow(unsafe_code)");
         text.lines().any(|l| allowing(l.trim_start()))
@@ -87,6 +92,14 @@ fn unsafe_code_is_contained() {
     let elsewhere = |(n, t): &(String, String)| allows(t) && !homes.contains(&n.as_str());
     let bad: Vec<_> = sources().into_iter().filter(elsewhere).map(|(n, _)| n).collect();
     report("files that allow unsafe code", &bad);
+}
+
+#[test]
+fn only_the_simulation_switches_itself_on() {
+    let switches = ["sim::plant(", "sim::set_ns(", "use_wire(Some", "ogee_disk::simulate("];
+    let elsewhere = |(n, t): &(String, String)| !n.starts_with("vm-tests/tests/sim/") && switches.iter().any(|s| t.contains(s));
+    let bad: Vec<_> = sources().into_iter().filter(elsewhere).map(|(n, _)| n).collect();
+    report("files that switch the simulation on", &bad);
 }
 
 #[test]

@@ -170,7 +170,7 @@ async fn the_plane_and_the_peer_are_known_before_a_byte_is_said() {
     for plane in [Plane::Data, Plane::Control] {
         let admitted = async { server.admit(net::accept(&listener).await.expect("accept")).await };
         let (stream, other) = tokio::join!(admitted, client.connect(addr, plane));
-        let (stream, other) = (stream.expect("admitted"), other.expect("connected"));
+        let (mut stream, other) = (stream.expect("admitted"), other.expect("connected"));
         assert_eq!((stream.plane().await.expect("known"), stream.peer()), (Some(plane), Peer::Client));
         assert_eq!(other.peer(), Peer::Daemon);
     }

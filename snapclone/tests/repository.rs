@@ -12,6 +12,9 @@ use std::task::Poll;
 use std::time::Duration;
 use support::{BLOCK, back_up, content, device, files, open, patterned, random_page_changes, restored, source};
 
+/// What becomes of an object; the second is another object of its kind.
+type Damage = fn(&[u8], &[u8]) -> Option<Vec<u8>>;
+
 fn folder() -> tempfile::TempDir {
     tempfile::tempdir().expect("a folder")
 }
@@ -79,7 +82,7 @@ async fn damage_is_never_returned_as_data() {
         let id = back_up(&repo, &device(&bytes), 1, "s").await.index.id;
         let objects = files(folder.path());
         assert_eq!(objects.len(), 1 + 1 + 4 + 1, "description, index, blocks, leaf");
-        let damage: [fn(&[u8], &[u8]) -> Option<Vec<u8>>; 6] = [
+        let damage: [Damage; 6] = [
             |o, _| Some(o[..o.len() / 2].to_vec()),
             |_, _| Some(vec![]),
             |o, _| Some([o, b"x"].concat()),
@@ -129,7 +132,7 @@ async fn an_interrupted_backup_is_gone_on_with_and_leaks_nothing() {
         let repo = repository(&root, None).await;
         let source_ = source(1, "s");
         let (device_, throttle) = (device(&bytes), Throttle::default());
-        let done = for_polls(polls, export(&repo, &device_, source_, &throttle, |_| ())).await;
+        let done = for_polls(polls, Box::pin(export(&repo, &device_, source_, &throttle, |_| ()))).await;
         if done.is_some() {
             break;
         }
@@ -194,7 +197,7 @@ async fn collection_may_die_anywhere_and_run_beside_backups() {
         let started = for_polls(usize::from(round) * 3, slow.as_mut()).await;
         let (old, _) = kept.remove(0);
         repo.remove(old.backup_id()).await.expect("removed");
-        assert!(for_polls(usize::from(round) * 2, collect(&repo, Duration::from_secs(3600))).await.is_none_or(|c| c.is_ok()));
+        assert!(for_polls(usize::from(round) * 2, Box::pin(collect(&repo, Duration::from_secs(3600)))).await.is_none_or(|c| c.is_ok()));
         collect(&repo, Duration::from_secs(3600)).await.expect("collected");
         let report = match started {
             Some(done) => done,

@@ -8,9 +8,11 @@
 mod channel;
 mod stream;
 mod tls;
+mod wire;
 
 pub use channel::channel;
 pub use stream::{Peer, ReadHalf, Stream, WriteHalf};
+pub use wire::{Connecting, Pipe, Port, Wire, use_wire};
 pub use tls::{CA_FILE, CERTIFICATE_FILE, KEY_FILE, TlsConfig, TlsError};
 
 use std::io;
@@ -20,7 +22,33 @@ use std::time::Duration;
 use tls::{Server, Tls};
 
 /// A listening socket.
-pub type Listener = tokio::net::TcpListener;
+#[derive(Debug)]
+pub struct Listener(Listening);
+
+#[derive(Debug)]
+enum Listening {
+    Socket(tokio::net::TcpListener),
+    Wire { port: Box<dyn Port>, addr: SocketAddr },
+}
+
+impl Listener {
+    /// The address it listens on.
+    ///
+    /// # Errors
+    /// The error of the socket call.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        match &self.0 {
+            Listening::Socket(listener) => listener.local_addr(),
+            Listening::Wire { addr, .. } => Ok(*addr),
+        }
+    }
+}
+
+impl From<tokio::net::TcpListener> for Listener {
+    fn from(listener: tokio::net::TcpListener) -> Self {
+        Self(Listening::Socket(listener))
+    }
+}
 
 /// A client that connected must have shown its certificate within this time.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -81,6 +109,9 @@ impl Network {
     }
 
     async fn connect_as(&self, addr: SocketAddr, server: Server, plane: Plane) -> io::Result<Stream> {
+        if let Some(wire) = wire::current() {
+            return Ok(Stream::wire(wire.connect(addr).await?));
+        }
         let stream = tokio::net::TcpStream::connect(addr).await?;
         stream.set_nodelay(true)?;
         match self.tls_with(addr) {
@@ -95,8 +126,12 @@ impl Network {
     /// # Errors
     /// The connection is of no use: a client of another host without TLS, or without a certificate of our authority.
     pub async fn admit(&self, accepted: Accepted) -> io::Result<Stream> {
-        let Some(tls) = self.tls_with(accepted.addr) else { return Ok(Stream::plain(accepted.stream)) };
-        match tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(accepted.stream)).await {
+        let stream = match accepted.stream {
+            Incoming::Socket(stream) => stream,
+            Incoming::Wire(pipe) => return Ok(Stream::wire(pipe)),
+        };
+        let Some(tls) = self.tls_with(accepted.addr) else { return Ok(Stream::plain(stream)) };
+        match tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
             Ok(admitted) => admitted,
             Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "no TLS handshake in time")),
         }
@@ -106,8 +141,14 @@ impl Network {
 /// A connection on which nothing was said yet; see [`Network::admit`].
 #[derive(Debug)]
 pub struct Accepted {
-    stream: tokio::net::TcpStream,
+    stream: Incoming,
     addr: SocketAddr,
+}
+
+#[derive(Debug)]
+enum Incoming {
+    Socket(tokio::net::TcpStream),
+    Wire(Box<dyn Pipe>),
 }
 
 impl Accepted {
@@ -123,7 +164,10 @@ impl Accepted {
     /// Out of file descriptors.
     pub fn second_descriptor(&self) -> io::Result<std::net::TcpStream> {
         use std::os::fd::AsFd;
-        self.stream.as_fd().try_clone_to_owned().map(Into::into)
+        match &self.stream {
+            Incoming::Socket(stream) => stream.as_fd().try_clone_to_owned().map(Into::into),
+            Incoming::Wire(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
     }
 }
 
@@ -132,7 +176,10 @@ impl Accepted {
 /// # Errors
 /// The error of the socket call.
 pub async fn listen(addr: SocketAddr) -> io::Result<Listener> {
-    Listener::bind(addr).await
+    match wire::current() {
+        None => Ok(tokio::net::TcpListener::bind(addr).await?.into()),
+        Some(wire) => Ok(Listener(Listening::Wire { port: wire.listen(addr)?, addr })),
+    }
 }
 
 /// Accepts one connection, with TCP_NODELAY.
@@ -140,7 +187,15 @@ pub async fn listen(addr: SocketAddr) -> io::Result<Listener> {
 /// # Errors
 /// The error of the socket call.
 pub async fn accept(listener: &Listener) -> io::Result<Accepted> {
-    let (stream, addr) = listener.accept().await?;
-    stream.set_nodelay(true)?;
-    Ok(Accepted { stream, addr })
+    match &listener.0 {
+        Listening::Socket(listener) => {
+            let (stream, addr) = listener.accept().await?;
+            stream.set_nodelay(true)?;
+            Ok(Accepted { stream: Incoming::Socket(stream), addr })
+        }
+        Listening::Wire { port, .. } => {
+            let (pipe, addr) = std::future::poll_fn(|cx| port.poll_accept(cx)).await?;
+            Ok(Accepted { stream: Incoming::Wire(pipe), addr })
+        }
+    }
 }

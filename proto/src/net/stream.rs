@@ -1,6 +1,6 @@
 //! [`Stream`]: a connection, plain or under TLS, and its two halves.
 
-use super::Plane;
+use super::{Pipe, Plane};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -24,6 +24,7 @@ pub enum Peer {
 enum Kind {
     Plain(TcpStream),
     Tls { stream: Box<TlsStream<TcpStream>>, plane: Plane },
+    Wire(Box<dyn Pipe>),
 }
 
 /// A connected stream. What was written may stay in it until it is flushed.
@@ -36,6 +37,10 @@ pub struct Stream {
 impl Stream {
     pub(super) fn plain(stream: TcpStream) -> Self {
         Self { kind: Kind::Plain(stream), peer: Peer::Unverified }
+    }
+
+    pub(super) fn wire(pipe: Box<dyn Pipe>) -> Self {
+        Self { kind: Kind::Wire(pipe), peer: Peer::Unverified }
     }
 
     pub(super) fn tls(stream: TlsStream<TcpStream>, plane: Plane, peer: Peer) -> Self {
@@ -53,10 +58,14 @@ impl Stream {
     ///
     /// # Errors
     /// Errors of the socket.
-    pub async fn plane(&self) -> io::Result<Option<Plane>> {
+    pub async fn plane(&mut self) -> io::Result<Option<Plane>> {
         const FRAME_BYTE: u8 = crate::data::MAGIC.to_le_bytes()[0];
-        match &self.kind {
+        match &mut self.kind {
             Kind::Tls { plane, .. } => Ok(Some(*plane)),
+            Kind::Wire(pipe) => {
+                let first = std::future::poll_fn(|cx| pipe.poll_first(cx)).await?;
+                Ok(first.map(|byte| if byte == FRAME_BYTE { Plane::Data } else { Plane::Control }))
+            }
             Kind::Plain(stream) => {
                 let mut first = [0];
                 let read = stream.peek(&mut first).await?;
@@ -78,6 +87,10 @@ impl Stream {
                 let (read, write) = tokio::io::split(stream);
                 (ReadHalf::Tls(read), WriteHalf::Tls(write))
             }
+            Kind::Wire(pipe) => {
+                let (read, write) = tokio::io::split(pipe);
+                (ReadHalf::Wire(read), WriteHalf::Wire(write))
+            }
         }
     }
 }
@@ -89,6 +102,8 @@ pub enum ReadHalf {
     Plain(OwnedReadHalf),
     /// Of one under TLS.
     Tls(tokio::io::ReadHalf<Box<TlsStream<TcpStream>>>),
+    /// Of one that is no socket.
+    Wire(tokio::io::ReadHalf<Box<dyn Pipe>>),
 }
 
 /// The sending direction of a [`Stream`]; dropping it ends that direction.
@@ -98,47 +113,51 @@ pub enum WriteHalf {
     Plain(OwnedWriteHalf),
     /// Of one under TLS.
     Tls(tokio::io::WriteHalf<Box<TlsStream<TcpStream>>>),
+    /// Of one that is no socket.
+    Wire(tokio::io::WriteHalf<Box<dyn Pipe>>),
 }
 
 /// Calls a poll function of whatever is inside.
 macro_rules! inside {
-    ($this:expr, $plain:pat => $a:expr, $tls:pat => $b:expr, $trait:ident :: $call:ident ( $($arg:expr),* )) => {
+    ($this:expr, $plain:pat => $a:expr, $tls:pat => $b:expr, $wire:pat => $c:expr, $trait:ident :: $call:ident ( $($arg:expr),* )) => {
         match $this {
             $plain => $trait::$call(Pin::new($a), $($arg),*),
             $tls => $trait::$call(Pin::new($b), $($arg),*),
+            $wire => $trait::$call(Pin::new($c), $($arg),*),
         }
     };
 }
 
 impl AsyncRead for ReadHalf {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        inside!(self.get_mut(), Self::Plain(s) => s, Self::Tls(s) => s, AsyncRead::poll_read(cx, buf))
+        inside!(self.get_mut(), Self::Plain(s) => s, Self::Tls(s) => s, Self::Wire(s) => s,
+            AsyncRead::poll_read(cx, buf))
     }
 }
 
 impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         inside!(&mut self.get_mut().kind, Kind::Plain(s) => s, Kind::Tls { stream: s, .. } => s,
-            AsyncRead::poll_read(cx, buf))
+            Kind::Wire(s) => s, AsyncRead::poll_read(cx, buf))
     }
 }
 
 macro_rules! write_through {
-    ($type:ty, $this:ident => $inner:expr, $plain:pat => $a:expr, $tls:pat => $b:expr) => {
+    ($type:ty, $this:ident => $inner:expr, $plain:pat => $a:expr, $tls:pat => $b:expr, $wire:pat => $c:expr) => {
         impl AsyncWrite for $type {
             fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
                 let $this = self.get_mut();
-                inside!($inner, $plain => $a, $tls => $b, AsyncWrite::poll_write(cx, buf))
+                inside!($inner, $plain => $a, $tls => $b, $wire => $c, AsyncWrite::poll_write(cx, buf))
             }
 
             fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
                 let $this = self.get_mut();
-                inside!($inner, $plain => $a, $tls => $b, AsyncWrite::poll_flush(cx))
+                inside!($inner, $plain => $a, $tls => $b, $wire => $c, AsyncWrite::poll_flush(cx))
             }
 
             fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
                 let $this = self.get_mut();
-                inside!($inner, $plain => $a, $tls => $b, AsyncWrite::poll_shutdown(cx))
+                inside!($inner, $plain => $a, $tls => $b, $wire => $c, AsyncWrite::poll_shutdown(cx))
             }
 
             fn poll_write_vectored(
@@ -147,7 +166,7 @@ macro_rules! write_through {
                 bufs: &[IoSlice<'_>],
             ) -> Poll<io::Result<usize>> {
                 let $this = self.get_mut();
-                inside!($inner, $plain => $a, $tls => $b, AsyncWrite::poll_write_vectored(cx, bufs))
+                inside!($inner, $plain => $a, $tls => $b, $wire => $c, AsyncWrite::poll_write_vectored(cx, bufs))
             }
 
             // Both kinds gather.
@@ -158,8 +177,8 @@ macro_rules! write_through {
     };
 }
 
-write_through!(WriteHalf, this => this, WriteHalf::Plain(s) => s, WriteHalf::Tls(s) => s);
-write_through!(Stream, this => &mut this.kind, Kind::Plain(s) => s, Kind::Tls { stream: s, .. } => s);
+write_through!(WriteHalf, this => this, WriteHalf::Plain(s) => s, WriteHalf::Tls(s) => s, WriteHalf::Wire(s) => s);
+write_through!(Stream, this => &mut this.kind, Kind::Plain(s) => s, Kind::Tls { stream: s, .. } => s, Kind::Wire(s) => s);
 
 impl tonic::transport::server::Connected for Stream {
     type ConnectInfo = Peer;

@@ -44,7 +44,7 @@ impl DataDir {
     /// # Errors
     /// `Locked` when another owner lives; `NoSpace`, `Io`.
     pub fn open(root: &Path) -> Result<Self, DiskError> {
-        Self::open_with_faults(root, None)
+        Self::open_with_faults(root, crate::simulated::faults())
     }
 
     /// As [`DataDir::open`], with a plan of failures for tests.
@@ -229,6 +229,9 @@ impl DataDir {
     /// # Errors
     /// `Io`.
     pub fn usage(&self) -> Result<DiskUsage, DiskError> {
+        if ogee_common::sim::running() {
+            return Ok(DiskUsage { total_bytes: 1 << 40, free_bytes: 1 << 39 });
+        }
         let root = &self.inner.root;
         let (total_bytes, free_bytes) =
             crate::io::file_system_bytes(root).map_err(|e| DiskError::new("stat file system", root, e))?;

@@ -15,6 +15,7 @@ mod io;
 pub mod log_file;
 pub mod meta;
 mod power;
+mod simulated;
 
 pub use aligned::{ALIGN, AlignedBuf};
 pub use data_dir::{DataDir, DiskUsage};
@@ -22,4 +23,5 @@ pub use data_file::{DataCounters, DataFile};
 pub use error::{DiskError, DiskErrorKind};
 pub use fault::{DiskOp, Fault, FaultPlan, FaultRule};
 pub use log_file::{LogEngine, LogFile, LogWriter};
+pub use simulated::{SimulatedDisk, open_meta, simulate};
 pub use meta::{Batch, Durability, KeyValue, MemStore, MetaCounters, MetaStore, RocksStore, Row, RowSink, StoreError, StoreErrorKind, Table};

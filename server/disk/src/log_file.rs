@@ -11,6 +11,7 @@ use crate::data_dir::DataDir;
 use crate::error::{DiskError, DiskErrorKind};
 use crate::fault::{self, DiskOp, Faults};
 use crate::io::Ring;
+use ogee_common::sim::{self, Canary};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
@@ -158,6 +159,7 @@ impl LogWriter {
     pub fn new(engine: LogEngine) -> Self {
         let ring = match engine {
             LogEngine::Blocking => None,
+            LogEngine::Auto if sim::running() => None,
             LogEngine::Auto => match Ring::new() {
                 Ok(ring) => Some(ring),
                 Err(e) => {
@@ -197,6 +199,9 @@ impl LogWriter {
             self.told = true;
             tracing::info!(target: "controlpath", path = %file.path.display(), ring = self.uses_ring(file), direct = file.direct, "log writer");
         }
+        if sim::running() {
+            return write_simulated(file, offset, buf).await;
+        }
         match &mut self.ring {
             Some(ring) if file.direct => {
                 let want = buf.len();
@@ -213,9 +218,30 @@ impl LogWriter {
     }
 }
 
+/// A write takes time. Whoever is killed or loses power in between leaves the first part of it.
+async fn write_simulated(file: &Arc<LogFile>, offset: u64, buf: AlignedBuf) -> (Result<(), DiskError>, AlignedBuf) {
+    let fail = |e| DiskError::new("write log file", &file.path, e);
+    let (time, share) = sim::log_write();
+    if sim::planted(Canary::AckBeforeFlush) {
+        let (late, copy) = (Arc::clone(file), buf.to_vec());
+        tokio::spawn(async move {
+            tokio::time::sleep(time).await;
+            if let Err(error) = late.write_blocking(offset, &copy) {
+                tracing::error!(%error, "write log file");
+            }
+        });
+        return (Ok(()), buf);
+    }
+    let sectors = (0..buf.len() / 512).take_while(|i| (*i as f64) < share * (buf.len() / 512) as f64).count();
+    let begun = file.file.write_all_at(&buf[..sectors * 512], offset);
+    tokio::time::sleep(time).await;
+    let result = begun.and_then(|()| file.write_blocking(offset, &buf)).map_err(fail);
+    (result, buf)
+}
+
 async fn write_on_pool(file: &Arc<LogFile>, offset: u64, buf: AlignedBuf) -> (Result<(), DiskError>, AlignedBuf) {
     let owned = Arc::clone(file);
-    let task = tokio::task::spawn_blocking(move || (owned.write_blocking(offset, &buf), buf));
+    let task = sim::spawn_blocking(move || (owned.write_blocking(offset, &buf), buf));
     match task.await {
         Ok((result, buf)) => (result.map_err(|e| DiskError::new("write log file", &file.path, e)), buf),
         Err(e) => {

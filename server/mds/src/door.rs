@@ -64,7 +64,7 @@ impl Door {
 
     async fn sort(self, accepted: Accepted, grpc: mpsc::Sender<io::Result<Stream>>) {
         let from = accepted.addr();
-        let stream = match self.network.admit(accepted).await {
+        let mut stream = match self.network.admit(accepted).await {
             Ok(stream) => stream,
             Err(error) => {
                 tracing::warn!(target: "controlpath", %from, %error, "a connection is refused");

@@ -22,8 +22,7 @@ use crate::service::{Core, NodeAddr};
 use crate::{duties, identity};
 use ogee_common::clock;
 use ogee_common::id::ReplicaId;
-use ogee_disk::meta::RocksStore;
-use ogee_disk::DataDir;
+use ogee_disk::{DataDir, MetaStore};
 use ogee_proto::data::Role;
 use ogee_proto::mds::mds_server::MdsServer;
 use ogee_proto::net::{self, Listener, Network};
@@ -110,10 +109,10 @@ impl Node {
     async fn start(config: &MdsConfig) -> Result<Self, MdsError> {
         let network = Network::new(config.tls.as_ref()).map_err(MdsError::at(MdsErrorStage::Certificate))?;
         let claimed = config.clone();
-        let opened = tokio::task::spawn_blocking(move || -> Result<(DataDir, RocksStore), MdsError> {
+        let opened = ogee_common::sim::spawn_blocking(move || -> Result<(DataDir, Arc<dyn MetaStore>), MdsError> {
             let dir = DataDir::open(&claimed.data_dir).map_err(MdsError::at(MdsErrorStage::DataDir))?;
             identity::claim(&dir, &claimed)?;
-            let store = RocksStore::open(&dir.path("meta")).map_err(MdsError::at(MdsErrorStage::Store))?;
+            let store = ogee_disk::open_meta(&dir.path("meta")).map_err(MdsError::at(MdsErrorStage::Store))?;
             Ok((dir, store))
         });
         let (dir, store) = opened.await.map_err(MdsError::at(MdsErrorStage::Store))??;
@@ -125,7 +124,7 @@ impl Node {
         let cluster = group_identity(&config.cluster);
         let own = Identity { process: config.node, role: Role::Mds, cluster, network: network.clone() };
         let raft = RaftProcess::new(own, wal.clone(), book, tuning);
-        let shared = Shared::new(Arc::new(store));
+        let shared = Shared::new(store);
         let machine = MdsMachine::new(shared.clone());
         let replica = ReplicaId(config.node.into());
         let group = raft.open_group(GROUP, replica, machine, shared.clone()).await;

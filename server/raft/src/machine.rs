@@ -7,7 +7,7 @@
 //! machine holds durably, and openraft is told of nothing later, so the log is never purged beyond it.
 
 use crate::alias::{Entry, LogId, SnapshotMeta, StoredMembership, log_id_at, pos_of};
-use crate::api::{Applied, ApplyEntry, EntryKind, RaftSnapshot, StateMachine, StateMachineError};
+use crate::api::{Applied, ApplyEntry, EntryKind, LogPos, RaftSnapshot, StateMachine, StateMachineError};
 use crate::codec::{self, CodecError};
 use crate::snapshot::ReplicaSource;
 use crate::tail::Tail;
@@ -15,7 +15,9 @@ use crate::types::{Reply, TypeConfig};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::{Stream, StreamExt};
+use ogee_common::checksum::crc32c;
 use ogee_common::limits::RAFT_APPLY_ENTRIES_MAX;
+use ogee_common::sim;
 use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine};
 use openraft::type_config::alias::{SnapshotMetaOf, SnapshotOf};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder, Snapshot};
@@ -107,6 +109,8 @@ struct Inner {
 
 /// The state machine of one replica, shared.
 pub(crate) struct Machine {
+    /// Group and replica, for a simulation.
+    name: (u64, u64),
     inner: Mutex<Inner>,
     /// Counts checkpoints that ended, so that one can be waited for.
     checkpoints: watch::Sender<u64>,
@@ -114,7 +118,7 @@ pub(crate) struct Machine {
 
 impl Machine {
     /// Loads the state machine.
-    pub(crate) async fn load<S: StateMachine>(mut machine: S) -> Result<Arc<Self>, MachineFault> {
+    pub(crate) async fn load<S: StateMachine>(name: (u64, u64), mut machine: S) -> Result<Arc<Self>, MachineFault> {
         let loaded = StateMachine::load(&mut machine).await?;
         let membership = codec::decode_stored_membership(&loaded.membership)?;
         let applied = loaded.pos.map(log_id_at);
@@ -127,7 +131,17 @@ impl Machine {
             checkpoint,
             tail: Tail::default(),
         };
-        Ok(Arc::new(Self { inner: Mutex::new(inner), checkpoints: watch::Sender::new(0) }))
+        Ok(Arc::new(Self { name, inner: Mutex::new(inner), checkpoints: watch::Sender::new(0) }))
+    }
+
+    /// Tells a simulation what is applied.
+    fn observe(&self, pos: LogPos, kind: &EntryKind) {
+        let bytes: &[u8] = match kind {
+            EntryKind::Blank => &[],
+            EntryKind::Command(bytes) | EntryKind::Membership(bytes) => bytes,
+        };
+        let ((group, replica), term, index) = (self.name, pos.term.0, pos.index);
+        sim::saw(|| sim::Seen::Applied { group, index, term, crc: crc32c(bytes), replica });
     }
 
     /// Where the state machine is.
@@ -226,6 +240,7 @@ impl MachineAdapter {
                 }
             };
             bytes += if let EntryKind::Command(command) = &kind { command.len() as u64 } else { 0 };
+            self.0.observe(pos, &kind);
             entries.push(ApplyEntry { pos, kind });
             responders.push(responder);
         }

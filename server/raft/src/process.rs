@@ -23,7 +23,7 @@ use crate::ticker::{self, ElectionTimer, Started};
 use crate::tuning::{RaftTuning, TuningError};
 use crate::types::TypeConfig;
 use crate::wal::{Wal, WalError, WalErrorKind};
-use ogee_common::clock;
+use ogee_common::{clock, sim};
 use ogee_common::id::ReplicaId;
 use ogee_proto::data::{Frame, Opcode, RaftHead, Status};
 use ogee_proto::link::{Handler, Responder};
@@ -131,7 +131,7 @@ impl RaftProcess {
         let place = Place::take(self, group)?;
         self.tuning.validate().map_err(OpenError::Tuning)?;
         let log = self.wal.open_group(group).map_err(|source| OpenError::Log { group, source })?;
-        let machine = Machine::load(machine).await.map_err(|e: MachineFault| OpenError::load(group, e))?;
+        let machine = Machine::load((group, replica.0), machine).await.map_err(|e: MachineFault| OpenError::load(group, e))?;
         let opened = Arc::new(self.start(group, replica, log, machine, fetch).await?);
         place.fill(opened.clone());
         Ok(RaftGroup(opened))
@@ -172,7 +172,7 @@ impl RaftProcess {
             .map_err(|e: Fatal<TypeConfig>| OpenError::load(group, e))?;
         let now = clock::now();
         let state = watch::Sender::new(GroupState::starting());
-        tokio::spawn(publish_state(raft.server_metrics(), raft.metrics(), state.clone()));
+        tokio::spawn(publish_state((group, id.0), raft.server_metrics(), raft.metrics(), state.clone()));
         Ok(Replica {
             group,
             id,
@@ -343,12 +343,16 @@ impl Drop for Place {
 
 /// Publishes what changes rarely; ends with the replica's core.
 async fn publish_state(
+    (group, replica): (u64, u64),
     mut server: WatchReceiverOf<TypeConfig, RaftServerMetrics<TypeConfig>>,
     all: WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>,
     publish: watch::Sender<GroupState>,
 ) {
     loop {
         let fresh = GroupState::of(&server.borrow_and_update());
+        if fresh.is_leader {
+            sim::saw(|| sim::Seen::Leads { group, term: fresh.leader.term.0, replica });
+        }
         publish.send_if_modified(|known| {
             let news = known.status == GroupStatus::Running && *known != fresh;
             if news {

@@ -21,6 +21,9 @@ const COUNT_BITS: u32 = 40;
 /// processes.
 #[must_use]
 pub fn now() -> u64 {
+    if let Some(now) = ogee_common::sim::tick_ns() {
+        return now;
+    }
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     let part = |n: i64| u64::try_from(n).unwrap_or(0);
     part(time.tv_sec) * 1_000_000_000 + part(time.tv_nsec)

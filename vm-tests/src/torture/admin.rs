@@ -5,7 +5,7 @@
 //! it does the last part, and says what it compared. Invariants: operations on volumes are made one after the other, so the head layer
 //! of each is known; a snapshot counts as taken when it is ready; what a failed operation left behind is never used.
 
-use super::client::{connect, stop_flag, work};
+use super::client::{connect, work};
 use super::replicas;
 use crate::history::{Action, Layer, Outcome, Recorded, Recorder, Target};
 use anyhow::{Context, Result, bail, ensure};
@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// The volumes that clients write.
-pub(super) const VOLUMES: [&str; 2] = ["a", "b"];
+pub const VOLUMES: [&str; 2] = ["a", "b"];
 /// Their size: four chunks.
 const SIZE: u64 = 64 << 20;
 /// Snapshots that a volume keeps.
@@ -39,12 +39,23 @@ const HEALTHY_LIMIT: Duration = Duration::from_secs(120);
 
 /// What the process was told.
 #[derive(Debug, Clone)]
-pub(super) struct AdminArgs {
-    number: u32,
-    mds: Vec<String>,
-    seed: u64,
-    file: String,
-    chunkservers: u32,
+pub struct AdminArgs {
+    /// Its number, for the numbers of its operations.
+    pub number: u32,
+    /// Addresses of the MDS.
+    pub mds: Vec<String>,
+    /// What everything random follows from.
+    pub seed: u64,
+    /// Where its history goes.
+    pub file: String,
+    /// How many chunkservers there are.
+    pub chunkservers: u32,
+    /// Size of the volumes.
+    pub size_bytes: u64,
+    /// Copysets.
+    pub copysets: u32,
+    /// Whether what it has to say is printed.
+    pub speaks: bool,
 }
 
 impl AdminArgs {
@@ -57,7 +68,8 @@ impl AdminArgs {
         let number = next("number")?.parse().context("admin: number")?;
         let mds = next("MDS")?.split(',').map(str::to_owned).collect();
         let (seed, file) = (next("seed")?.parse().context("admin: seed")?, next("file")?);
-        Ok(Self { number, mds, seed, file, chunkservers: next("chunkservers")?.parse().context("admin: chunkservers")? })
+        let chunkservers = next("chunkservers")?.parse().context("admin: chunkservers")?;
+        Ok(Self { number, mds, seed, file, chunkservers, size_bytes: SIZE, copysets: 16, speaks: true })
     }
 }
 
@@ -89,33 +101,34 @@ struct Admin {
 }
 
 /// Tells the director something.
-fn say(what: impl Display) {
-    println!("{what}");
+fn say(args: &AdminArgs, what: impl Display) {
+    if args.speaks {
+        println!("{what}");
+    }
 }
 
 /// The whole life of the process.
 ///
 /// # Errors
 /// What must not happen; a cluster that does not become healthy; replicas that differ.
-pub(super) async fn run(args: AdminArgs) -> Result<()> {
-    let stop = stop_flag();
+pub async fn run(args: AdminArgs, stop: Arc<AtomicBool>) -> Result<()> {
     let recorder = Recorder::to_file(args.number, Path::new(&args.file))?;
     let rollbacks = std::fs::File::create(format!("{}.rollbacks", args.file)).context("note rollbacks")?;
     let cluster = connect_for_sure(&args.mds).await?;
     let rng = StdRng::seed_from_u64(args.seed);
     let mut admin = Admin { cluster, recorder, rng, volumes: vec![], names: 0, rollbacks, stop };
-    admin.set_up(args.chunkservers).await?;
-    say("ready");
+    admin.set_up(&args).await?;
+    say(&args, "ready");
     while !admin.stop.load(Ordering::Relaxed) {
         admin.step().await?;
         let pause = admin.rng.random_range(0..1_500);
         tokio::time::sleep(Duration::from_millis(pause)).await;
     }
     let healthy = admin.wait_healthy(args.chunkservers).await?;
-    say(format_args!("healthy after {:.1} s", healthy.as_secs_f64()));
+    say(&args, format_args!("healthy after {:.1} s", healthy.as_secs_f64()));
     admin.read_everything().await?;
     let compared = replicas::compare(&admin.cluster).await?;
-    say(format_args!("compared {} rows of {} replicas of {} copysets", compared.rows, compared.replicas, compared.copysets));
+    say(&args, format_args!("compared {} rows of {} replicas of {} copysets", compared.rows, compared.replicas, compared.copysets));
     Ok(())
 }
 
@@ -131,7 +144,8 @@ async fn connect_for_sure(mds: &[String]) -> Result<Cluster> {
 }
 
 impl Admin {
-    async fn set_up(&mut self, chunkservers: u32) -> Result<()> {
+    async fn set_up(&mut self, args: &AdminArgs) -> Result<()> {
+        let chunkservers = args.chunkservers;
         let patience = clock::now() + Duration::from_secs(60);
         loop {
             let up = self.cluster.mds().cluster_status().await.map_or(0, |s| s.chunkservers_up);
@@ -141,11 +155,11 @@ impl Admin {
             ensure!(clock::now() < patience, "{up} of {chunkservers} chunkservers are up after a minute");
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        let request = m::CreatePoolRequest { name: "default".into(), replicas: 3, copysets: 16 };
+        let request = m::CreatePoolRequest { name: "default".into(), replicas: 3, copysets: args.copysets };
         self.cluster.mds().create_pool(request).await?;
         self.wait_healthy(chunkservers).await?;
         for path in VOLUMES {
-            let request = m::CreateVolumeRequest { path: path.into(), size_bytes: SIZE, ..Default::default() };
+            let request = m::CreateVolumeRequest { path: path.into(), size_bytes: args.size_bytes, ..Default::default() };
             let made = self.cluster.mds().create_volume(request).await?;
             self.note(&made, None, false)?;
         }

@@ -28,12 +28,17 @@ const CHUNK: u32 = 32_768;
 
 /// What the process was told.
 #[derive(Debug, Clone)]
-pub(super) struct ClientArgs {
-    number: u32,
-    mds: Vec<String>,
-    volume: String,
-    seed: u64,
-    file: String,
+pub struct ClientArgs {
+    /// Its number, for the numbers of its operations.
+    pub number: u32,
+    /// Addresses of the MDS.
+    pub mds: Vec<String>,
+    /// The volume it uses.
+    pub volume: String,
+    /// What everything random follows from.
+    pub seed: u64,
+    /// Where its history goes.
+    pub file: String,
 }
 
 impl ClientArgs {
@@ -73,8 +78,7 @@ pub(super) async fn connect(mds: &[String], timeout: Option<Duration>) -> Option
 ///
 /// # Errors
 /// What must not happen.
-pub(super) async fn run(args: ClientArgs) -> Result<()> {
-    let stop = stop_flag();
+pub async fn run(args: ClientArgs, stop: Arc<AtomicBool>) -> Result<()> {
     let mut rng = StdRng::seed_from_u64(args.seed);
     let recorder = Recorder::to_file(args.number, Path::new(&args.file))?;
     let name = VolumeRef::parse(&args.volume).context("the volume's name")?;

@@ -16,8 +16,8 @@
 //! time; of a run that found something, the folder stays. Needs root. Absent: EIO, short writes and failed flushes of single files
 //! (the component tests of `server/disk` plant them) and clocks that jump.
 
-mod admin;
-mod client;
+pub mod admin;
+pub mod client;
 mod faults;
 mod fleet;
 mod network;
@@ -79,9 +79,9 @@ pub fn play() -> Result<bool> {
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("start the runtime")?;
     if role == "client" {
-        runtime.block_on(client::run(client::ClientArgs::parse(words)?))?;
+        runtime.block_on(client::run(client::ClientArgs::parse(words)?, client::stop_flag()))?;
     } else {
-        runtime.block_on(Box::pin(admin::run(admin::AdminArgs::parse(words)?)))?;
+        runtime.block_on(Box::pin(admin::run(admin::AdminArgs::parse(words)?, client::stop_flag())))?;
     }
     Ok(true)
 }
@@ -226,7 +226,11 @@ pub fn check_folder(folder: &Path) -> Result<Checked> {
     check_files(&histories)
 }
 
-fn check_files(histories: &[PathBuf]) -> Result<Checked> {
+/// Checks histories.
+///
+/// # Errors
+/// As [`run`].
+pub fn check_files(histories: &[PathBuf]) -> Result<Checked> {
     let mut events = vec![];
     for path in histories {
         // A client may have been killed before it made one.

@@ -317,7 +317,7 @@ impl Copysets {
         let removed = self.process.wal().remove_group(u64::from(copyset.0)).await;
         removed.map_err(|e| self.fail("delete the log of a replica in", e.into()))?;
         let store = self.store.clone();
-        let removed = tokio::task::spawn_blocking(move || store.remove_copyset(copyset)).await;
+        let removed = ogee_common::sim::spawn_blocking(move || store.remove_copyset(copyset)).await;
         let removed = removed.map_err(|e| self.fail("delete the data of a replica in", e.into()))?;
         removed.map_err(|e| self.fail("delete the data of a replica in", e.into()))?;
         let (key, _) = encode_row(copyset, replica);

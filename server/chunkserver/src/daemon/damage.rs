@@ -28,8 +28,10 @@ pub(super) fn refuse_damaged(dir: &DataDir, path: &Path) -> Result<(), DaemonErr
 
 /// Waits until the metadata store is found damaged, and says how.
 pub(super) async fn found(damaged: &mut watch::Receiver<Option<Arc<str>>>) -> Arc<str> {
-    match damaged.wait_for(Option::is_some).await {
-        Ok(why) => why.clone().unwrap_or_default(),
+    // The guard of the channel goes before anything else is waited for.
+    let why = damaged.wait_for(Option::is_some).await.map(|why| why.clone().unwrap_or_default());
+    match why {
+        Ok(why) => why,
         // The store is gone, and with it everybody who could find anything.
         Err(_) => std::future::pending().await,
     }

@@ -8,7 +8,7 @@ use super::scrub::Scrub;
 use super::sessions::Sessions;
 use crate::store::{ChunkStore, SpaceState};
 use ogee_common::limits::WAL_SEGMENT_BYTES;
-use ogee_disk::{DataDir, RocksStore};
+use ogee_disk::{DataDir, MetaStore};
 use ogee_metrics::{Figures, MetricsServer, Page};
 use ogee_raft::Wal;
 use std::fmt;
@@ -21,7 +21,7 @@ pub(super) struct Metrics {
     pub(super) own: u32,
     pub(super) wal: Wal,
     pub(super) dir: DataDir,
-    pub(super) meta: Arc<RocksStore>,
+    pub(super) meta: Arc<dyn MetaStore>,
     pub(super) store: Arc<ChunkStore>,
     pub(super) copysets: Arc<Copysets>,
     pub(super) sessions: Arc<Sessions>,
@@ -83,9 +83,10 @@ impl Metrics {
     }
 
     fn disk(&self, page: &mut Page<'_>) -> fmt::Result {
-        let (data, meta) = (self.dir.data_counters(), self.meta.counters());
+        let data = self.dir.data_counters();
         page.counter("data_written_bytes", "Bytes written to data files", get(&data.written_bytes))?;
         page.counter("data_syncs", "fdatasync calls on data files", get(&data.syncs))?;
+        let Some(meta) = self.meta.counters() else { return Ok(()) };
         page.counter("meta_batches", "Batches applied to the metadata store", get(&meta.batches))?;
         page.counter("meta_batch_bytes", "Bytes of these batches", get(&meta.batch_bytes))?;
         page.counter("meta_syncs", "Durable writes of the metadata store", get(&meta.syncs))

@@ -20,7 +20,7 @@ use crate::store::{ChunkStore, StoreTuning};
 use bytes::Bytes;
 use ogee_common::id::ChunkserverId;
 use ogee_common::{limits, rng};
-use ogee_disk::{DataDir, MetaStore, RocksStore};
+use ogee_disk::DataDir;
 use ogee_metrics::MetricsServer;
 use ogee_proto::data::Role;
 use ogee_proto::link::serve;
@@ -83,9 +83,8 @@ impl Process {
         let mds = Arc::new(MdsChannel::new(config.mds.clone(), network.clone()));
         let superblock = register(config, &dir, superblock, &mds).await?;
         let own = superblock.id.0;
-        let rocks = RocksStore::open(&dir.path("meta"));
-        let rocks = Arc::new(rocks.map_err(|e| fail(DaemonErrorKind::DataDir, "open metadata of", e.into()))?);
-        let meta: Arc<dyn MetaStore> = rocks.clone();
+        let meta = ogee_disk::open_meta(&dir.path("meta"))
+            .map_err(|e| fail(DaemonErrorKind::DataDir, "open metadata of", e.into()))?;
         let wal = Wal::open(&dir, "wal", WalOptions::default())
             .await
             .map_err(|e| fail(DaemonErrorKind::DataDir, "open write-ahead log of", e.into()))?;
@@ -104,7 +103,7 @@ impl Process {
             own,
             wal: wal.clone(),
             dir: dir.clone(),
-            meta: rocks,
+            meta: meta.clone(),
             store: store.clone(),
             copysets: copysets.clone(),
             sessions: sessions.clone(),

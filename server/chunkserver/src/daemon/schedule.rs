@@ -11,6 +11,7 @@
 
 use ogee_common::clock::Instant;
 use ogee_common::id::CopysetId;
+use ogee_common::sim;
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -18,6 +19,8 @@ use std::time::Duration;
 const CHECKPOINT_ENTRIES: u64 = 16_384;
 /// A copyset with anything applied is checkpointed after this time.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(60);
+/// The same in a simulation, whose whole life is some seconds.
+const CHECKPOINT_INTERVAL_SIMULATED: Duration = Duration::from_secs(1);
 /// Bytes of log behind a copyset's last checkpoint that make one due at once.
 const UNCHECKPOINTED_BYTES_MAX: u64 = 512 << 20;
 /// The same that makes it due when its turn comes.
@@ -70,7 +73,8 @@ impl Schedule {
             let last = self.last.entry(c.copyset).or_insert(fresh);
             let entries = c.applied.saturating_sub(last.applied);
             let behind = log_bytes - last.log_bytes;
-            let aged = now.saturating_duration_since(last.at) >= CHECKPOINT_INTERVAL || behind >= UNCHECKPOINTED_BYTES_MAX;
+            let interval = if sim::running() { CHECKPOINT_INTERVAL_SIMULATED } else { CHECKPOINT_INTERVAL };
+            let aged = now.saturating_duration_since(last.at) >= interval || behind >= UNCHECKPOINTED_BYTES_MAX;
             if c.asks || (c.pins && last.trimmed) || entries >= CHECKPOINT_ENTRIES || (entries > 0 && aged) {
                 due.push(Due::Checkpoint(c.copyset));
                 *last = Last { applied: c.applied, log_bytes, at: now, trimmed: false };

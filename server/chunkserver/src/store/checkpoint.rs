@@ -15,6 +15,7 @@ use super::record::{Recovery, VersionRecord, encode_applied};
 use super::row::Row;
 use super::state::{State, rows_of};
 use ogee_common::id::LayerId;
+use ogee_common::sim::{self, Canary};
 use ogee_disk::{Batch, DataFile};
 use ogee_raft::api::Applied;
 use std::sync::Arc;
@@ -122,7 +123,8 @@ impl CopysetStore {
             batch.delete(TABLE_VERSION, &key.encode(self.id));
             rows_of(*rows).for_each(|row| batch.delete(TABLE_ROW, &key.row(row).encode(self.id)));
         }
-        for (key, row) in &work.rows {
+        let forgotten = usize::from(sim::planted(Canary::ForgetRow));
+        for (key, row) in work.rows.iter().skip(forgotten) {
             let key = key.encode(self.id);
             batch.put(TABLE_ROW, &key, &row.encode(&key));
         }

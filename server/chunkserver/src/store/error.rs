@@ -84,5 +84,5 @@ impl ChunkStoreError {
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ChunkStoreError> + Send + 'static,
 ) -> Result<T, ChunkStoreError> {
-    tokio::task::spawn_blocking(work).await.map_err(|_| ChunkStoreError::Stopped)?
+    ogee_common::sim::spawn_blocking(work).await.map_err(|_| ChunkStoreError::Stopped)?
 }

@@ -206,6 +206,11 @@ pub trait MetaStore: Send + Sync + 'static {
     /// `NoSpace`, `Io`, `Corrupt`.
     fn write(&self, batch: Batch, durability: Durability) -> Result<(), StoreError>;
 
+    /// What was asked of it, for metrics, if it counts.
+    fn counters(&self) -> Option<&MetaCounters> {
+        None
+    }
+
     /// Makes every earlier batch durable.
     ///
     /// # Errors

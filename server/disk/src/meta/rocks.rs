@@ -55,12 +55,6 @@ impl RocksStore {
         let db = DB::open(&options(), path).map_err(|e| error("open", e))?;
         Ok(Self { db, counters: MetaCounters::default() })
     }
-
-    /// What was asked of it, for metrics.
-    #[must_use]
-    pub fn counters(&self) -> &MetaCounters {
-        &self.counters
-    }
 }
 
 fn options() -> Options {
@@ -106,6 +100,10 @@ fn read_options(to: Option<Vec<u8>>) -> ReadOptions {
 }
 
 impl MetaStore for RocksStore {
+    fn counters(&self) -> Option<&MetaCounters> {
+        Some(&self.counters)
+    }
+
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         self.db.get(table.key(key)).map_err(|e| error("get", e))
     }

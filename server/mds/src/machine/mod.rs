@@ -183,7 +183,7 @@ async fn blocking<T: Send + 'static>(
     verb: &'static str,
     call: impl FnOnce() -> Result<T, RowError> + Send + 'static,
 ) -> Result<T, StateMachineError> {
-    match tokio::task::spawn_blocking(call).await {
+    match ogee_common::sim::spawn_blocking(call).await {
         Ok(result) => result.map_err(|e| failed(verb, e)),
         Err(e) => Err(failed(verb, e)),
     }

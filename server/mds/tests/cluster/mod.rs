@@ -59,7 +59,7 @@ impl Node {
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
             let result = runtime.block_on(async {
-                let listener = tokio::net::TcpListener::from_std(listener).expect("listener");
+                let listener = tokio::net::TcpListener::from_std(listener).expect("listener").into();
                 let (gracefully, told) = oneshot::channel::<()>();
                 let node = ogee_mds::run_on(listener, of_thread, async {
                     let _ = told.await;

@@ -69,7 +69,7 @@ impl Shared {
         if stored.is_empty() {
             return Ok(entries);
         }
-        let task = tokio::task::spawn_blocking(move || fill(group, entries, &stored));
+        let task = ogee_common::sim::spawn_blocking(move || fill(group, entries, &stored));
         let read = task.await.map_err(|_| WalError::new(WalErrorKind::Closed, "read log"))?;
         if let Err(error) = &read
             && error.kind() == WalErrorKind::Corrupt

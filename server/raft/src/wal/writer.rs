@@ -34,7 +34,7 @@ pub(super) struct Start {
 impl Start {
     pub(super) async fn prepare(place: Place, options: WalOptions) -> Result<Self, WalError> {
         let io = LogWriter::new(options.engine);
-        let task = tokio::task::spawn_blocking(move || prepare_blocking(&place, &options).map(|r| (r, place, options)));
+        let task = ogee_common::sim::spawn_blocking(move || prepare_blocking(&place, &options).map(|r| (r, place, options)));
         let (recovered, place, options) = task.await.map_err(|_| WalError::new(WalErrorKind::Closed, "open log"))??;
         let Recovered { mut core, identity, next_number, empty } = recovered;
         core.prepared_bytes = empty.as_ref().map_or(0, |f| f.bytes());
@@ -225,7 +225,7 @@ impl Writer {
             let oldest = shared.lock().freed.pop_front();
             if let Some((number, file)) = oldest {
                 let place = self.place.clone();
-                self.job = Some(tokio::task::spawn_blocking(move || {
+                self.job = Some(ogee_common::sim::spawn_blocking(move || {
                     drop(file);
                     JobResult::Removed(place.remove(number))
                 }));
@@ -237,7 +237,7 @@ impl Writer {
     fn start_prepare(&mut self, shared: &Shared) {
         let freed = shared.lock().freed.pop_front();
         let (place, number, bytes) = (self.place.clone(), self.next_number, self.options.segment_bytes);
-        self.job = Some(tokio::task::spawn_blocking(move || {
+        self.job = Some(ogee_common::sim::spawn_blocking(move || {
             let reused = freed.as_ref().is_some_and(|(_, f)| f.bytes() == bytes);
             JobResult::Prepared { file: place.prepare(number, bytes, freed), reused }
         }));
@@ -274,7 +274,7 @@ impl Writer {
         }
         self.identity.used = true;
         let (identity, place) = (self.identity, self.place.clone());
-        let task = tokio::task::spawn_blocking(move || identity.write(&place.dir, &place.path(IDENTITY_NAME)));
+        let task = ogee_common::sim::spawn_blocking(move || identity.write(&place.dir, &place.path(IDENTITY_NAME)));
         let written = task.await.map_err(|_| WalError::new(WalErrorKind::Closed, "mark log used"))?;
         written.map_err(|e| WalError::disk("mark log used", e))
     }
