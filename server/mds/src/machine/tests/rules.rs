@@ -398,10 +398,9 @@ fn rollback_with_a_client_needs_its_consent_and_fences_it() {
 fn rollback_from_a_client_fences_it_in_every_copyset_of_the_old_head() {
     let mut b = Bench::with_pool(2);
     b.create("a", GIB).expect("create");
+    b.snapshot("a", Some("s"), Hold::Held).expect("snapshot");
     b.attach("a", 1);
     b.allocate("a", 0, 1).expect("a segment");
-    b.snapshot("a", Some("s"), Hold::Held).expect("snapshot");
-    do_all_tasks(&mut b, 2);
     let old = b.row("a").1.layer;
     b.rollback("a", "s").expect("rollback");
     assert!(!b.read(|tx| layers::is_fenced(tx, old)));
