@@ -11,9 +11,25 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Name of the lock file.
 const LOCK_NAME: &str = "LOCK";
+
+/// How long [`DataDir::open`] waits for a former owner: 300 times 10 ms. A killed process lets go when the kernel has taken it apart.
+const LOCK_ATTEMPTS: u32 = 300;
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
+
+fn take(lock: &File, op: &'static str, path: &Path) -> Result<(), DiskError> {
+    for _ in 0..LOCK_ATTEMPTS {
+        match lock.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_PAUSE),
+            Err(TryLockError::Error(e)) => return Err(DiskError::new(op, path, e)),
+        }
+    }
+    Err(DiskError::with_kind(DiskErrorKind::Locked, op, path, io::Error::from(io::ErrorKind::WouldBlock)))
+}
 
 /// Size and room of a file system, bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,14 +73,7 @@ impl DataDir {
         let path = root.join(LOCK_NAME);
         let options = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
         let lock = options.map_err(|e| DiskError::new(op, &path, e))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let source = io::Error::from(io::ErrorKind::WouldBlock);
-                return Err(DiskError::with_kind(DiskErrorKind::Locked, op, &path, source));
-            }
-            Err(TryLockError::Error(e)) => return Err(DiskError::new(op, &path, e)),
-        }
+        take(&lock, op, &path)?;
         Ok(Self { inner: Arc::new(Inner { root: root.to_owned(), _lock: lock, counters: Arc::default() }), faults: plan })
     }
 
