@@ -219,6 +219,7 @@ impl<D: BlockDevice> QueueLoop<'_, D> {
         }
         let memory = self.memory.memory().into_inner();
         let room = usize::from(ring.get_queue().size());
+        let mut promised = false;
         loop {
             ring.disable_notification().map_err(RingError::Queue)?;
             let before = waiting.len();
@@ -236,9 +237,11 @@ impl<D: BlockDevice> QueueLoop<'_, D> {
             if !ring.enable_notification().map_err(RingError::Queue)? {
                 return Ok(RingState::Open);
             }
-            if waiting.len() == before {
+            // The driver may have published its entry after the ring was read, so only an entry that was promised before is missed.
+            if promised && waiting.len() == before {
                 return Err(RingError::Entry { next_avail: ring.get_queue().next_avail() });
             }
+            promised = true;
         }
     }
 
