@@ -25,7 +25,8 @@ use std::collections::BTreeSet;
 /// Attaches a volume for writing. `takes_over` names the attach that the leader found dead or allowed to steal.
 ///
 /// # Errors
-/// `NotFound`; `Attached` when another attach than `takes_over` holds the volume.
+/// `NotFound`; `Attached` when another attach than `takes_over` holds the volume; `Unavailable` while copysets fence the client
+/// that a rollback took it from.
 pub(crate) fn attach(
     tx: &mut Tx<'_>,
     path: &str,
@@ -34,6 +35,10 @@ pub(crate) fn attach(
     takes_over: Option<AttachEpoch>,
 ) -> Step<Outcome> {
     let (id, mut volume) = namespace::volume(tx, path)?;
+    // Also after the death of the MDS leader that waited for it: what the old client is told was written must not follow ours.
+    if !layers::is_fenced(tx, id)? {
+        return Err(Refusal::MaybeAttached { by: "the client that a rollback took it from".to_owned() }.into());
+    }
     if let Some(attached) = volume.attached.take() {
         if takes_over != Some(attached.epoch) {
             return Err(Refusal::Attached { by: attached.description, epoch: attached.epoch }.into());

@@ -122,13 +122,15 @@ pub(crate) fn fence_head(tx: &mut Tx<'_>, id: LayerId) -> Step<()> {
     Ok(())
 }
 
-/// Whether every copyset has done what [`fence_head`] asked for.
-pub(crate) fn is_fenced(tx: &Tx<'_>, id: LayerId) -> Step<bool> {
+/// Whether every copyset has done what [`fence_head`] asked for with former heads of the volume. Until then nobody may attach it.
+pub(crate) fn is_fenced(tx: &Tx<'_>, volume: VolumeId) -> Step<bool> {
     let mut after = None;
     loop {
         let page = tx.scan::<TaskRow>(&(), after.as_ref(), PAGE_ROWS)?;
-        if page.iter().any(|(_, task)| task.layer == id && task.kind == TaskKind::Seal(SEALED_FOR_GOOD)) {
-            return Ok(false);
+        for (_, task) in page.iter().filter(|(_, task)| task.kind == TaskKind::Seal(SEALED_FOR_GOOD)) {
+            if tx.get::<LayerRow>(&task.layer)?.is_some_and(|layer| layer.volume == volume) {
+                return Ok(false);
+            }
         }
         match page.last() {
             Some((key, _)) if page.len() == PAGE_ROWS => after = Some(*key),

@@ -125,7 +125,7 @@ impl Core {
             let info = volumes::volume(core.propose(None, Command::RollbackVolume { path, snapshot: name, ends }).await?)?;
             if let Some(epoch) = ends {
                 core.hub.ended(volume, epoch);
-                let fenced = |tx: &crate::machine::tx::Tx<'_>| Ok(layers::is_fenced(tx, row.layer)?.then_some(()));
+                let fenced = |tx: &crate::machine::tx::Tx<'_>| Ok(layers::is_fenced(tx, volume)?.then_some(()));
                 core.wait_for_tasks("fencing the detached client (the rollback is done)", READY_TIMEOUT, fenced).await?;
             }
             Ok(info)

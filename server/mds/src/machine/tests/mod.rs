@@ -113,11 +113,15 @@ impl Bench {
 
     /// Attaches, taking over whatever is there.
     pub(crate) fn attach(&mut self, path: &str, client: u64) -> AttachEpoch {
+        self.try_attach(path, client).expect("attach")
+    }
+
+    pub(crate) fn try_attach(&mut self, path: &str, client: u64) -> Result<AttachEpoch, Refusal> {
         let takes_over = self.row(path).1.attached.map(|a| a.epoch);
         let description = format!("client {client}");
         let attach = Command::AttachVolume { path: path.into(), client, description, takes_over };
-        match self.run(attach).expect("attach") {
-            Outcome::Attached(grant) => grant.epoch,
+        match self.run(attach)? {
+            Outcome::Attached(grant) => Ok(grant.epoch),
             other => panic!("{other:?}"),
         }
     }

@@ -270,6 +270,11 @@ impl World {
     fn attach(&mut self, path: &str) {
         let Some((id, row)) = self.find(path) else { return };
         let before = row.epoch;
+        if !self.bench.read(|tx| layers::is_fenced(tx, id)) {
+            // A rollback took it from its client, and some copyset has not fenced that yet.
+            assert!(matches!(self.bench.try_attach(path, 1), Err(Refusal::MaybeAttached { .. })));
+            return;
+        }
         let epoch = self.bench.attach(path, 1);
         assert!(epoch > before, "epochs only rise");
         self.lose(id);

@@ -33,7 +33,7 @@ fn log(seed: u64) -> Vec<ApplyEntry> {
                 }
             }
             3 => drop(b.rollback(path, &format!("s{}", pick(60)))),
-            4 => drop(b.attach(path, 1)),
+            4 => drop(b.try_attach(path, 1)),
             5 => {
                 let done = (1..30).flat_map(|t| (1..=6).map(move |c| (t, ogee_common::id::CopysetId(c)))).collect();
                 drop(b.run(Command::TasksDone { done }));

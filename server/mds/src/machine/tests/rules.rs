@@ -389,9 +389,9 @@ fn rollback_with_a_client_needs_its_consent_and_fences_it() {
     assert!(matches!(refused, Err(Refusal::Attached { .. })));
     let back = b.rollback("a", "s").expect("rollback");
     assert!(back.epoch > epoch && back.attached_by.is_none());
-    let old = b.read(|tx| Ok(tx.scan::<LayerRow>(&(), None, 9)?))[0].0;
     // The client wrote nowhere yet, so there is no copyset to fence it in.
-    assert!(b.read(|tx| layers::is_fenced(tx, old)));
+    let volume = b.row("a").0;
+    assert!(b.read(|tx| layers::is_fenced(tx, volume)));
 }
 
 #[test]
@@ -401,15 +401,19 @@ fn rollback_from_a_client_fences_it_in_every_copyset_of_the_old_head() {
     b.snapshot("a", Some("s"), Hold::Held).expect("snapshot");
     b.attach("a", 1);
     b.allocate("a", 0, 1).expect("a segment");
-    let old = b.row("a").1.layer;
+    let volume = b.row("a").0;
     b.rollback("a", "s").expect("rollback");
-    assert!(!b.read(|tx| layers::is_fenced(tx, old)));
+    assert!(!b.read(|tx| layers::is_fenced(tx, volume)));
+    // Nobody else writes meanwhile, whatever became of the leader that took the volume.
+    assert!(matches!(b.try_attach("a", 2), Err(Refusal::MaybeAttached { .. })));
     do_all_tasks(&mut b, 2);
-    assert!(b.read(|tx| layers::is_fenced(tx, old)));
+    assert!(b.read(|tx| layers::is_fenced(tx, volume)));
+    b.attach("a", 2);
+    let epoch = b.row("a").1.epoch;
+    b.run(Command::DetachVolume { volume, epoch }).expect("detach");
     // Without a client nothing is fenced.
-    let old = b.row("a").1.layer;
     b.rollback("a", "s").expect("rollback");
-    assert!(b.read(|tx| layers::is_fenced(tx, old)));
+    assert!(b.read(|tx| layers::is_fenced(tx, volume)));
 }
 
 #[test]
