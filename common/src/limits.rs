@@ -168,8 +168,9 @@ pub const RAFT_PROPOSAL_BYTES_MAX: usize = 64 << 20;
 pub const RAFT_APPLY_ENTRIES_MAX: usize = 256;
 /// Bytes of one request that a replica sends while it installs a Raft snapshot.
 pub const RAFT_FETCH_REQUEST_BYTES_MAX: usize = 64 << 10;
-/// One part of a Raft snapshot must arrive within this time.
-pub const RAFT_FETCH_TIMEOUT: Duration = Duration::from_secs(30);
+/// One part of a Raft snapshot (a few MiB at most) must arrive within this time. A sender that hangs holds up the replica, and with a second
+/// one lost the copyset, for as long.
+pub const RAFT_FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 /// First pause before a lost Raft connection is made again.
 pub const RAFT_RECONNECT_MIN: Duration = Duration::from_millis(20);
 /// Longest pause between two attempts to make a Raft connection.
