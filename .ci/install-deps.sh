@@ -15,12 +15,12 @@ build=(gcc g++ make cmake clang libclang-dev pkg-config protobuf-compiler)
 image=(fdisk dosfstools mtools syslinux syslinux-common e2fsprogs cpio gzip xz-utils binutils)
 # To run guests. setpriv (util-linux) ties the life of a QEMU to the test that started it.
 qemu=(qemu-system-x86 qemu-utils util-linux)
-# Clients of the NBD server.
 # A server for the tests of backups: scripts/moto.sh.
 s3=(python3-venv)
+# Clients of the NBD server.
 nbd=(libnbd-bin python3-libnbd nbd-client fio)
-# For the torture: network namespaces. (unshare, nsenter, fsfreeze and mkfs.ext4 come with util-linux and e2fsprogs.)
-torture=(iproute2 mount)
+# For the torture: network namespaces, clocks that jump. (unshare, nsenter, fsfreeze and mkfs.ext4 come with util-linux and e2fsprogs.)
+torture=(iproute2 mount libfaketime)
 
 die() { echo "install-deps: $*" >&2; exit 1; }
 

@@ -90,6 +90,32 @@ fn a_page_that_a_partial_write_found_rotten_is_mended() {
     });
 }
 
+/// A page that cannot be read for a partial write is marked damaged, in its version and in the one that is written; both are mended
+/// without anybody reading them.
+#[test]
+fn what_entries_found_unreadable_is_mended_in_the_background() {
+    run(async {
+        let (mut own, mut other) = pair().await;
+        assert!(!own.store().has_found_damage());
+        own.faults.add(FaultRule { op: DiskOp::Read, path_contains: String::new(), skip: 0, times: u64::MAX, fault: Fault::Errno(libc::EIO) });
+        both(&mut own, &mut other, &write(1, 512, vec![9; 512])).await;
+        both(&mut own, &mut other, &write(2, 4096 + 512, vec![8; 512])).await;
+        own.faults.clear();
+        assert!(own.store().has_found_damage());
+        own.store().mend_found(&[Other(None)]).await.expect("nobody to ask");
+        assert!(own.store().has_found_damage(), "it stays to be mended");
+        own.store().mend_found(&[Other(Some(other.store()))]).await.expect("mended");
+        assert!(!own.store().has_found_damage(), "nothing is left");
+        let mut expected = vec![7; 8192];
+        expected[512..1024].fill(9);
+        expected[4096 + 512..4096 + 1024].fill(8);
+        assert_eq!(own.read_at(2, 0, 8192).await.expect("an ordinary read"), expected);
+        own.checkpoint().await;
+        own.kill().await;
+        assert_eq!(own.read_at(2, 0, 8192).await.expect("durably"), expected);
+    });
+}
+
 /// The other replica's row is not the effect of the same entries: its page may be older or newer than ours.
 #[test]
 fn a_replica_that_lags_or_is_ahead_proves_nothing() {

@@ -11,6 +11,7 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 /// Operations that can be made to fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +42,8 @@ pub enum Fault {
         /// Bytes that reach the file.
         bytes: usize,
     },
+    /// Succeeds, this much later. Writes to the page cache are never late: their flush is.
+    Delay(Duration),
 }
 
 /// One planned failure.
@@ -77,6 +80,11 @@ impl FaultPlan {
     /// Adds a rule behind the others.
     pub fn add(&self, rule: FaultRule) {
         self.rules.lock().unwrap_or_else(PoisonError::into_inner).push(rule);
+    }
+
+    /// Has these rules instead of those before.
+    pub fn replace(&self, rules: Vec<FaultRule>) {
+        *self.rules.lock().unwrap_or_else(PoisonError::into_inner) = rules;
     }
 
     /// All operations succeed again.
@@ -120,6 +128,9 @@ impl FaultPlan {
             } else if rule.times > 0 {
                 rule.times -= 1;
                 self.struck.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                if !matches!(rule.fault, Fault::Delay(_)) {
+                    tracing::warn!(target: "controlpath", ?op, %path, fault = ?rule.fault, "planted disk fault");
+                }
                 return Some(rule.fault);
             }
         }
@@ -130,19 +141,29 @@ impl FaultPlan {
 /// What each file and directory carries: usually nothing.
 pub(crate) type Faults = Option<Arc<FaultPlan>>;
 
-/// Asks the plan before an operation that cannot be torn.
+/// Asks the plan before an operation that cannot be torn. Blocks for as long as the plan makes it late.
 pub(crate) fn check(faults: &Faults, op: DiskOp, what: &'static str, path: &Path) -> Result<(), DiskError> {
-    match faults.as_ref().and_then(|plan| plan.ask(op, path)) {
-        None => Ok(()),
-        Some(Fault::Errno(errno)) => Err(DiskError::new(what, path, io::Error::from_raw_os_error(errno))),
-        Some(Fault::Torn { .. }) => Err(DiskError::new(what, path, io::Error::from_raw_os_error(libc::EIO))),
+    if let Some(late) = check_late(faults, op, what, path)? {
+        std::thread::sleep(late);
     }
+    Ok(())
+}
+
+/// As [`check`], but leaves it to the caller to wait.
+pub(crate) fn check_late(faults: &Faults, op: DiskOp, what: &'static str, path: &Path) -> Result<Option<Duration>, DiskError> {
+    let errno = match faults.as_ref().and_then(|plan| plan.ask(op, path)) {
+        None => return Ok(None),
+        Some(Fault::Delay(late)) => return Ok(Some(late)),
+        Some(Fault::Errno(errno)) => errno,
+        Some(Fault::Torn { .. }) => libc::EIO,
+    };
+    Err(DiskError::new(what, path, io::Error::from_raw_os_error(errno)))
 }
 
 /// Asks the plan before a write; `Ok(Some(n))` says that only `n` bytes may reach the file.
 pub(crate) fn check_write(faults: &Faults, what: &'static str, path: &Path) -> Result<Option<usize>, DiskError> {
     match faults.as_ref().and_then(|plan| plan.ask(DiskOp::Write, path)) {
-        None => Ok(None),
+        None | Some(Fault::Delay(_)) => Ok(None),
         Some(Fault::Errno(errno)) => Err(DiskError::new(what, path, io::Error::from_raw_os_error(errno))),
         Some(Fault::Torn { bytes }) => Ok(Some(bytes)),
     }

@@ -11,6 +11,7 @@ pub mod data_dir;
 pub mod data_file;
 pub mod error;
 pub mod fault;
+pub mod fault_file;
 mod io;
 pub mod log_file;
 pub mod meta;

@@ -192,8 +192,10 @@ impl LogWriter {
             Ok(Some(torn)) => return (Err(write_torn(file, offset, &buf, torn)), buf),
             Err(e) => return (Err(e), buf),
         }
-        if let Err(e) = fault::check(&file.faults, DiskOp::Sync, op, &file.path) {
-            return (Err(e), buf);
+        match fault::check_late(&file.faults, DiskOp::Sync, op, &file.path) {
+            Ok(None) => {}
+            Ok(Some(late)) => tokio::time::sleep(late).await,
+            Err(e) => return (Err(e), buf),
         }
         if !self.told {
             self.told = true;

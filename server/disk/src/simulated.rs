@@ -4,6 +4,7 @@
 //! a store in memory outlives the process that used it, as a disk does. Absent: time and order ([`ogee_common::sim`]).
 
 use crate::fault::FaultPlan;
+use crate::fault_file;
 use crate::meta::{MemStore, MetaStore, RocksStore, StoreError};
 use std::cell::RefCell;
 use std::path::Path;
@@ -27,9 +28,9 @@ pub fn simulate(disk: Option<SimulatedDisk>) {
     DISK.set(disk);
 }
 
-/// The plan of the current process.
+/// The plan of the current process: that of its simulated disk, or one from a file ([`crate::fault_file`]).
 pub(crate) fn faults() -> Option<Arc<FaultPlan>> {
-    DISK.with_borrow(|disk| disk.as_ref().map(|d| d.faults.clone()))
+    DISK.with_borrow(|disk| disk.as_ref().map(|d| d.faults.clone())).or_else(fault_file::of_process)
 }
 
 /// Opens the metadata store of a process. Blocks for its recovery.

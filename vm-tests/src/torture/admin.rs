@@ -34,6 +34,8 @@ const CLONES_MAX: usize = 3;
 const STEP: u32 = 1024;
 /// A snapshot that is not ready by then is not used.
 const READY_LIMIT: Duration = Duration::from_secs(40);
+/// Everything must be scrubbed by then.
+const SCRUB_LIMIT: Duration = Duration::from_secs(120);
 /// A cluster that is whole again must be healthy by then.
 const HEALTHY_LIMIT: Duration = Duration::from_secs(120);
 
@@ -127,6 +129,9 @@ pub async fn run(args: AdminArgs, stop: Arc<AtomicBool>) -> Result<()> {
     let healthy = admin.wait_healthy(args.chunkservers).await?;
     say(&args, format_args!("healthy after {:.1} s", healthy.as_secs_f64()));
     admin.read_everything().await?;
+    if args.speaks {
+        say(&args, admin.scrub().await?);
+    }
     let compared = replicas::compare(&admin.cluster).await?;
     say(&args, format_args!("compared {} rows of {} replicas of {} copysets", compared.rows, compared.replicas, compared.copysets));
     Ok(())
@@ -331,6 +336,24 @@ impl Admin {
         let volume = self.volumes.remove(v);
         drop(self.cluster.mds().delete_volume(m::DeleteVolumeRequest { path: volume.path, ..Default::default() }).await);
         Ok(())
+    }
+
+    /// Has all replicas read and mended. What was damaged by a disk that could not be read is mended by then.
+    async fn scrub(&self) -> Result<String> {
+        let patience = clock::now() + SCRUB_LIMIT;
+        let mds = self.cluster.mds();
+        let order = mds.order_scrub(m::OrderScrubRequest::default()).await?.order;
+        loop {
+            let reports: Vec<m::ScrubReport> = mds.list_scrubs().await?.scrubs.into_iter().filter_map(|s| s.report).collect();
+            if reports.iter().all(|r| r.order >= order && !r.running) {
+                let sum = |of: fn(&m::ScrubReport) -> u64| reports.iter().map(of).sum::<u64>();
+                let (pages, bad, mended, skipped) = (sum(|r| r.pages), sum(|r| r.bad), sum(|r| r.mended), sum(|r| r.skipped));
+                ensure!(bad == mended && skipped == 0, "scrubbed, {bad} pages bad, {mended} mended, {skipped} copysets skipped");
+                return Ok(format!("scrubbed {pages} pages, {bad} bad"));
+            }
+            ensure!(clock::now() < patience, "the scrub has no end: {reports:?}");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
     }
 
     /// Reads every volume and every snapshot. Nobody else is there any more, and everything works: so nothing may fail.

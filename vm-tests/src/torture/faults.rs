@@ -1,7 +1,8 @@
 //! What goes wrong, when and for how long: a schedule by seed, carried out on the fleet.
 //!
 //! Used by the director. Invariants: every fault that is injected is undone, at its time or by [`Faults::heal`]; no process suffers
-//! two faults at once, so that each can be undone by itself. A frozen disk thaws by a process of its own, should this one die.
+//! two faults at once, so that each can be undone by itself. A frozen disk thaws by a process of its own, should this one die. A daemon
+//! whose disk failed may end by itself, at once or a little later; it is then started again, as an operator would.
 
 use super::fleet::Fleet;
 use anyhow::{Context, Result};
@@ -9,7 +10,7 @@ use ogee_common::clock::{self, Instant};
 use rand::Rng;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -28,7 +29,27 @@ enum Undo {
     Open(Vec<(String, String)>),
     Empty(PathBuf),
     Thaw(Child),
+    MendDisk(String),
+    SetClock(String),
 }
+
+/// What a disk does wrong: operations are those of `server/disk/src/fault_file.rs`. Paths: log, data files, metadata store.
+const DISK_FAULTS: [(&str, &str); 12] = [
+    ("disk: flush of the log fails", "sync segment- {skip} 1 errno:5"),
+    ("disk: short write of the log", "write segment- {skip} 1 torn:{bytes}"),
+    ("disk: write of the log fails", "write segment- {skip} 1 errno:5"),
+    ("disk: flush of a data file fails", "sync chunks/ {few} 1 errno:5"),
+    ("disk: short write of a data file", "write chunks/ {skip} 1 torn:{bytes}"),
+    ("disk: write of a data file fails", "write chunks/ {skip} 1 errno:5"),
+    ("disk: reads of data files fail", "read chunks/ {skip} {times} errno:5"),
+    ("disk: flush of metadata fails", "sync meta {few} 1 errno:5"),
+    ("disk: write of metadata fails", "write meta {few} 1 errno:5"),
+    ("disk: no space for new files", "create - 0 {times} errno:28"),
+    ("disk: no space for data", "write chunks/ {skip} {times} errno:28"),
+    ("disk: slow", "sync - 0 always delay:{delay}"),
+];
+/// How long after a disk fault a daemon may end by itself because of it.
+const GRACE: Duration = Duration::from_secs(20);
 
 /// The faults of a run.
 #[derive(Debug)]
@@ -37,6 +58,8 @@ pub(super) struct Faults {
     seed: u64,
     began: Instant,
     active: Vec<(Instant, HashSet<String>, Undo)>,
+    /// Daemons whose disk has failed, and until when they may end because of it.
+    shaken: HashMap<String, Instant>,
     /// How many of each kind.
     pub counts: BTreeMap<&'static str, u32>,
     /// One line for each.
@@ -48,7 +71,7 @@ impl Faults {
     #[must_use]
     pub(super) fn new(mut rng: StdRng) -> Self {
         let seed = rng.random();
-        Self { rng, seed, began: clock::now(), active: vec![], counts: BTreeMap::new(), log: vec![] }
+        Self { rng, seed, began: clock::now(), active: vec![], shaken: HashMap::new(), counts: BTreeMap::new(), log: vec![] }
     }
 
     fn note(&mut self, kind: &'static str, what: &str) {
@@ -73,18 +96,23 @@ impl Faults {
     /// When a fault cannot be made or undone.
     pub(super) fn step(&mut self, fleet: &mut Fleet) -> Result<()> {
         self.undo(fleet, clock::now())?;
+        self.raise_shaken(fleet)?;
         if self.active.len() >= ACTIVE_MAX {
             return Ok(());
         }
         let free: Vec<String> = fleet.processes.iter().map(|p| p.name.clone()).filter(|n| n != "admin" && !self.suffers(n)).collect();
         let of = |prefix: &str| free.iter().filter(|n| n.starts_with(prefix)).cloned().collect::<Vec<_>>();
         let (mds, chunkservers, clients) = (of("mds-"), of("cs-"), of("client-"));
-        let kind = self.rng.random_range(0..20);
+        let daemons: Vec<String> = mds.iter().chain(&chunkservers).cloned().collect();
+        let kind = self.rng.random_range(0..26);
         let rng = &mut self.rng;
         let victims = match kind {
             0..=2 | 13..=15 => &chunkservers,
             3..=4 => &mds,
             5..=6 => &clients,
+            20..=23 => &chunkservers,
+            24 => &mds,
+            25 => &daemons,
             _ => &free,
         };
         let Some(victim) = victims.choose(rng).cloned() else { return Ok(()) };
@@ -101,6 +129,8 @@ impl Faults {
             17 if self.active.is_empty() => self.kill_all(fleet, &chunkservers),
             18 => self.kill_leader(fleet, &mds),
             19 => self.lose_mds(fleet, &clients),
+            20..=24 => self.break_disk(fleet, victim),
+            25 => self.set_clock(fleet, victim),
             _ => Ok(()),
         }
     }
@@ -263,6 +293,50 @@ impl Faults {
         Ok(())
     }
 
+    /// The disk of a daemon fails some operation, or takes long, until it is mended.
+    fn break_disk(&mut self, fleet: &mut Fleet, victim: String) -> Result<()> {
+        let Some((kind, rule)) = DISK_FAULTS.choose(&mut self.rng).copied() else { return Ok(()) };
+        let mut number = |below: u64| self.rng.random_range(0..below).to_string();
+        let (skip, few, bytes) = (number(400), number(6), number(8_192));
+        let (times, delay) = ((1 + self.rng.random_range(0..20)).to_string(), self.millis(10, 400).as_millis().to_string());
+        let words = [("{skip}", skip), ("{few}", few), ("{bytes}", bytes), ("{times}", times), ("{delay}", delay)];
+        let rule = words.iter().fold(rule.to_owned(), |rule, (word, value)| rule.replace(word, value));
+        fleet.plant(&victim, &rule)?;
+        let length = self.millis(500, 15_000);
+        self.note(kind, &format!("{victim} ({rule}) for {length:.1?}"));
+        self.shaken.insert(victim.clone(), clock::now() + length + GRACE);
+        self.add(length, [victim.clone()], Undo::MendDisk(victim));
+        Ok(())
+    }
+
+    /// The wall clock of a daemon jumps, and back again later.
+    fn set_clock(&mut self, fleet: &mut Fleet, victim: String) -> Result<()> {
+        let seconds = self.millis(1_000, 400_000_000_000).as_secs();
+        let sign = if self.rng.random_bool(0.5) { '+' } else { '-' };
+        fleet.set_clock(&victim, &format!("{sign}{seconds}"))?;
+        let length = self.millis(500, 15_000);
+        self.note("clock jumps", &format!("{victim} by {sign}{seconds} s for {length:.1?}"));
+        self.add(length, [victim.clone()], Undo::SetClock(victim));
+        Ok(())
+    }
+
+    /// Starts daemons that ended because of their disk.
+    fn raise_shaken(&mut self, fleet: &mut Fleet) -> Result<()> {
+        for name in self.shaken.keys().cloned().collect::<Vec<_>>() {
+            if self.suffers(&name) {
+                continue;
+            }
+            if fleet.process(&name)?.has_ended()? {
+                self.note("ended by its disk", &name);
+                fleet.start_daemon(&name)?;
+            } else if self.shaken.get(&name).is_some_and(|until| *until > clock::now()) {
+                continue;
+            }
+            self.shaken.remove(&name);
+        }
+        Ok(())
+    }
+
     fn undo(&mut self, fleet: &mut Fleet, now: Instant) -> Result<()> {
         let (over, active) = std::mem::take(&mut self.active).into_iter().partition(|(until, _, _)| *until <= now);
         self.active = active;
@@ -275,6 +349,8 @@ impl Faults {
                 Undo::Open(ways) => ways.iter().try_for_each(|(from, to)| fleet.network.open(from, to))?,
                 Undo::Empty(path) => std::fs::remove_file(&path).context("empty the disk")?,
                 Undo::Thaw(mut child) => drop(child.wait().context("thaw a disk")?),
+                Undo::MendDisk(name) => fleet.plant(&name, "")?,
+                Undo::SetClock(name) => fleet.set_clock(&name, "+0")?,
             }
         }
         Ok(())
@@ -285,14 +361,20 @@ impl Faults {
     /// # Errors
     /// When something cannot be undone.
     pub(super) fn heal(&mut self, fleet: &mut Fleet) -> Result<()> {
-        self.undo(fleet, clock::now() + Duration::from_secs(86_400))
+        self.undo(fleet, clock::now() + Duration::from_secs(86_400))?;
+        while !self.shaken.is_empty() {
+            self.raise_shaken(fleet)?;
+            fleet.check_alive(|name| self.is_dead(name))?;
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        Ok(())
     }
 
     /// Whether a process is dead on purpose.
     #[must_use]
     pub(super) fn is_dead(&self, name: &str) -> bool {
         let dead = |undo: &Undo| matches!(undo, Undo::Start(n) | Undo::StartClient(n, _) if n == name);
-        self.active.iter().any(|(_, _, undo)| dead(undo))
+        self.shaken.contains_key(name) || self.active.iter().any(|(_, _, undo)| dead(undo))
     }
 }
 

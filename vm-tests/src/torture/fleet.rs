@@ -5,7 +5,8 @@
 
 use super::network::{Network, wait_gone};
 use crate::process::{send, tied};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use ogee_disk::fault_file::FAULTS_VARIABLE;
 use rustix::process::Signal;
 use std::fs::File;
 use std::net::SocketAddr;
@@ -16,6 +17,17 @@ use std::process::{Child, Command, Stdio};
 const PORT: u16 = 7000;
 /// Size of a chunkserver's disk, a sparse file.
 const DISK_BYTES: u64 = 3 << 30;
+
+/// Sets the wall clock of each daemon, as its file says. Debian's package `libfaketime`.
+const LIBFAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
+/// The wall clock alone, looked up once a second.
+const FAKETIME: [(&str, &str); 3] = [("FAKETIME_DONT_FAKE_MONOTONIC", "1"), ("FAKETIME_CACHE_DURATION", "1"), ("FAKETIME_DISABLE_SHM", "1")];
+
+/// A file is either the old or the new one for whoever reads it.
+fn replace(path: &Path, text: &str) -> Result<()> {
+    let temp = path.with_extension("new");
+    std::fs::write(&temp, format!("{text}\n")).and_then(|()| std::fs::rename(&temp, path)).with_context(|| format!("write {}", path.display()))
+}
 
 /// A daemon, a client or the administrator.
 #[derive(Debug)]
@@ -77,7 +89,7 @@ impl Fleet {
             let data = mount.join("data");
             std::fs::create_dir_all(network.path(&name, &data)?)?;
             let text = format!(
-                "data_dir = {data:?}\nlisten = \"{addr}\"\nmds = {list:?}\npool = \"default\"\nzone = \"zone-{n}\"\nhost = \"host-{n}\"\nmetadata_cache_mib = 16\n"
+                "data_dir = {data:?}\nlisten = \"{addr}\"\nmds = {list:?}\npool = \"default\"\nzone = \"zone-{n}\"\nhost = \"host-{n}\"\nmetadata_cache_mib = 16\nscrub_mib_per_second = 1024\n"
             );
             std::fs::write(folder.join(format!("{name}.toml")), text)?;
         }
@@ -86,7 +98,9 @@ impl Fleet {
         }
         let mut fleet =
             Self { network, folder: folder.to_owned(), binary, mds: list.join(","), processes: vec![], next_client: 1, histories: vec![] };
+        ensure!(Path::new(LIBFAKETIME).exists(), "{LIBFAKETIME} is missing: run .ci/install-deps.sh");
         for (kind, count) in [("mds", mds), ("cs", chunkservers)] {
+            (1..=count).try_for_each(|n| fleet.set_clock(&format!("{kind}-{n}"), "+0"))?;
             (1..=count).try_for_each(|n| fleet.start_daemon(&format!("{kind}-{n}")))?;
         }
         Ok(fleet)
@@ -126,7 +140,33 @@ impl Fleet {
         let kind = if name.starts_with("mds") { "mds" } else { "chunkserver" };
         let mut command = self.network.command(name, &self.binary)?;
         command.arg(kind).arg("--config").arg(self.folder.join(format!("{name}.toml")));
+        command.env(FAULTS_VARIABLE, self.faults_of(name)).env("LD_PRELOAD", LIBFAKETIME).envs(FAKETIME.iter().copied());
+        command.env("FAKETIME_TIMESTAMP_FILE", self.clock_of(name));
         self.spawn(name, command)
+    }
+
+    fn faults_of(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("{name}.faults"))
+    }
+
+    fn clock_of(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("{name}.clock"))
+    }
+
+    /// What the disk of a daemon does wrong from now on: a rule as in `server/disk/src/fault_file.rs`, or nothing.
+    ///
+    /// # Errors
+    /// When it cannot be told.
+    pub(super) fn plant(&self, name: &str, rule: &str) -> Result<()> {
+        replace(&self.faults_of(name), rule)
+    }
+
+    /// Sets the wall clock of a daemon off by seconds, with their sign.
+    ///
+    /// # Errors
+    /// When it cannot be told.
+    pub(super) fn set_clock(&self, name: &str, offset: &str) -> Result<()> {
+        replace(&self.clock_of(name), offset)
     }
 
     /// Starts a client on a volume, as the next number.
@@ -213,6 +253,14 @@ impl Process {
     pub(super) fn kill(&mut self) -> Result<()> {
         self.child.kill().with_context(|| format!("kill {}", self.name))?;
         self.wait().map(drop)
+    }
+
+    /// Whether it has ended by itself.
+    ///
+    /// # Errors
+    /// When it cannot be looked at.
+    pub(super) fn has_ended(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait().with_context(|| format!("look at {}", self.name))?.is_some())
     }
 
     /// Asks it to end (SIGTERM).

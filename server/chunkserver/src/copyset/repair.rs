@@ -178,6 +178,44 @@ impl CopysetStore {
         Ok(())
     }
 
+    /// Whether pages were found damaged that are not known to be mended.
+    #[must_use]
+    pub fn has_found_damage(&self) -> bool {
+        self.state().has_found()
+    }
+
+    /// Mends the rows in which pages were found damaged; what cannot be mended now stays for the next call. The caller has
+    /// called [`CopysetStore::caught_up`] with reason.
+    ///
+    /// # Errors
+    /// When a metadata row cannot be read or the own disk failed; the replica is out.
+    pub async fn mend_found(self: &Arc<Self>, others: &[impl SnapshotSource]) -> Result<(), ChunkStoreError> {
+        let found = {
+            let mut state = self.state();
+            if !state.servable() || state.installing || state.applied_index() < state.lenient_until {
+                return Ok(());
+            }
+            state.take_found()
+        };
+        for key in found {
+            let first_bad = match self.bad_pages(key.version, key.row).await {
+                Err(e) if e.kind() == ChunkStoreErrorKind::Busy => None,
+                other => Some(other?.and_then(|bad| bad.first().copied())),
+            };
+            if let Some(Some(page)) = first_bad {
+                self.repair(key.version, page, others).await?;
+            }
+            let is_clean = match self.bad_pages(key.version, key.row).await {
+                Err(e) if e.kind() == ChunkStoreErrorKind::Busy => false,
+                other => other?.is_none_or(|bad| bad.is_empty()),
+            };
+            if !is_clean {
+                self.state().find(key);
+            }
+        }
+        Ok(())
+    }
+
     /// Says that a Raft snapshot is being installed. While it is, no repair changes anything.
     pub(crate) async fn set_installing(&self, installing: bool) {
         let _gate = self.gate.lock().await;

@@ -184,7 +184,7 @@ impl Control {
         let usage = self.dir.usage();
         let (total, free) = usage.as_ref().map_or((0, 0), |u| (u.total_bytes, u.free_bytes));
         let capacity = self.capacity_bytes.unwrap_or(total);
-        let disk_error = match (&usage, self.copysets.disk_failures()) {
+        let disk_error = match (&usage, self.copysets.stopped()) {
             (Err(e), _) => e.to_string(),
             (_, n) if n > 0 => format!("{n} copyset replicas stopped"),
             _ => String::new(),

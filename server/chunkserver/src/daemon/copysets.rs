@@ -55,12 +55,10 @@ impl Hosted {
     }
 }
 
-/// A replica that could not be opened.
+/// A replica that could not be opened because its records are damaged.
 struct Broken {
     replica: ReplicaId,
     why: String,
-    /// Its records are damaged; otherwise the disk failed.
-    damaged: bool,
 }
 
 #[derive(Default)]
@@ -108,11 +106,9 @@ impl Copysets {
         self.table().open.values().cloned().collect()
     }
 
-    /// Replicas that stopped because the disk failed under them.
-    pub(super) fn disk_failures(&self) -> usize {
-        let table = self.table();
-        let open = table.open.values().filter(|h| h.has_failed() && !self.is_damaged(h)).count();
-        open + table.broken.values().filter(|b| !b.damaged).count()
+    /// Replicas that stopped for another reason than damage; when it is the disk, the process is about to end.
+    pub(super) fn stopped(&self) -> usize {
+        self.table().open.values().filter(|h| h.has_failed() && !self.is_damaged(h)).count()
     }
 
     /// Replicas that are damaged or missing while the disk works: the MDS has them rebuilt.
@@ -125,7 +121,7 @@ impl Copysets {
         };
         let open = table.open.values().filter(|h| self.is_damaged(h));
         let open = open.map(|h| failed(&h.copyset, h.replica, "its log or its metadata is damaged"));
-        let broken = table.broken.iter().filter(|(_, b)| b.damaged).map(|(id, b)| failed(id, b.replica, &b.why));
+        let broken = table.broken.iter().map(|(id, b)| failed(id, b.replica, &b.why));
         let lost = table.lost.iter().map(|(id, replica)| failed(id, *replica, "missing from the disk"));
         open.chain(broken).chain(lost).collect()
     }
@@ -159,15 +155,14 @@ impl Copysets {
         Ok(())
     }
 
-    /// Goes on without a replica that cannot be opened. A damaged metadata store is the whole disk's end.
+    /// Goes on without a replica whose records are damaged. A disk that fails, or a damaged metadata store, is the end of all.
     fn set_aside(&self, copyset: CopysetId, replica: ReplicaId, error: DaemonError) -> Result<(), DaemonError> {
-        if self.store.damage().borrow().is_some() {
+        if self.store.damage().borrow().is_some() || !is_damage(&error) {
             return Err(error);
         }
-        let damaged = is_damage(&error);
         let why = chain(&error);
-        tracing::error!(%copyset, %replica, damaged, why, "a replica cannot be opened; the others go on");
-        self.table().broken.insert(copyset, Broken { replica, why, damaged });
+        tracing::error!(%copyset, %replica, why, "a replica cannot be opened; the others go on");
+        self.table().broken.insert(copyset, Broken { replica, why });
         Ok(())
     }
 

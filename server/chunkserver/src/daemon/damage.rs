@@ -26,7 +26,7 @@ pub(super) fn refuse_damaged(dir: &DataDir, path: &Path) -> Result<(), DaemonErr
     Ok(())
 }
 
-/// Waits until the metadata store is found damaged, and says how.
+/// Waits until the metadata store is found damaged, or the disk has failed, and says how.
 pub(super) async fn found(damaged: &mut watch::Receiver<Option<Arc<str>>>) -> Arc<str> {
     // The guard of the channel goes before anything else is waited for.
     let why = damaged.wait_for(Option::is_some).await.map(|why| why.clone().unwrap_or_default());

@@ -12,6 +12,7 @@ mod damage;
 mod data_server;
 mod error;
 mod mds_channel;
+mod mender;
 mod metrics;
 mod moves;
 mod run;

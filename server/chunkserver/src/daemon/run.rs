@@ -11,6 +11,7 @@ use super::copysets::Copysets;
 use super::data_server::DataServer;
 use super::error::{DaemonError, DaemonErrorKind, Reason};
 use super::mds_channel::MdsChannel;
+use super::mender;
 use super::metrics::{self, Metrics};
 use super::scrub::Scrub;
 use super::sessions::Sessions;
@@ -61,6 +62,8 @@ struct Process {
     wal: Wal,
     /// The store's word that its metadata is damaged.
     damaged: watch::Receiver<Option<Arc<str>>>,
+    /// The store's word that the disk has failed.
+    failed: watch::Receiver<Option<Arc<str>>>,
     _metrics: Option<MetricsServer>,
 }
 
@@ -95,7 +98,7 @@ impl Process {
         let raft = RaftProcess::new(identity, wal.clone(), book.clone(), RaftTuning::default());
         let store = ChunkStore::new(dir.clone(), meta.clone(), store_tuning(config, &dir));
         let copysets = Arc::new(Copysets::new(raft.clone(), store.clone(), meta.clone(), path.clone()));
-        let damaged = store.damage();
+        let (damaged, failed) = (store.damage(), store.failure());
         open_replicas(&copysets, &damaged, &dir, &path).await?;
         let sessions = Arc::new(Sessions::default());
         let scrub = Scrub::of_config(config, copysets.clone(), meta.clone());
@@ -132,7 +135,7 @@ impl Process {
         let upkeep = Upkeep { copysets: copysets.clone(), control: control.clone(), book, meta, wal: wal.clone() };
         tracing::info!(chunkserver = %superblock.id, listen = %config.listen, zone = config.zone, "chunkserver serves");
         let _metrics = config.metrics.and_then(|addr| metrics::serve(addr, metrics));
-        Ok(Self { own, path, dir: own_dir, listener, network, server, copysets, control, upkeep, scrub, wal, damaged, _metrics })
+        Ok(Self { own, path, dir: own_dir, listener, network, server, copysets, control, upkeep, scrub, wal, damaged, failed, _metrics })
     }
 
     async fn serve(self, shutdown: impl Future<Output = ()>) -> Result<(), DaemonError> {
@@ -140,9 +143,10 @@ impl Process {
         tasks.spawn(self.control.run());
         tasks.spawn(self.upkeep.run());
         tasks.spawn(self.scrub.run());
+        tasks.spawn(mender::run(self.copysets.clone()));
         tasks.spawn(accept_all(self.listener, self.network, self.server, self.own));
         let mut ended = self.wal.ended();
-        let mut damaged = self.damaged;
+        let (mut damaged, mut failed) = (self.damaged, self.failed);
         let outcome = tokio::select! {
             () = shutdown => Ok(()),
             () = directory_gone(&self.dir) => Err(DaemonError {
@@ -152,6 +156,12 @@ impl Process {
                 source: Reason::DirectoryGone.into(),
             }),
             why = damage::found(&mut damaged) => Err(damage::condemn(&self.dir, self.path, &why)),
+            why = damage::found(&mut failed) => Err(DaemonError {
+                kind: DaemonErrorKind::Disk,
+                verb: "go on with the disk of",
+                path: self.path,
+                source: why.as_ref().into(),
+            }),
             why = log_end(&mut ended) => Err(DaemonError {
                 kind: DaemonErrorKind::Disk,
                 verb: "write log in",

@@ -107,11 +107,14 @@ impl CopysetStore {
         self.fault.get().copied()
     }
 
-    /// Remembers a failure that the replica must not survive; a damaged metadata store also ends the process.
+    /// Remembers a failure that the replica must not survive; one of the disk or of its metadata store ends the process.
     pub(crate) fn note(&self, error: &ChunkStoreError) {
         let fault = match error.kind() {
             ChunkStoreErrorKind::Corrupt => Fault::Damaged,
-            ChunkStoreErrorKind::Disk => Fault::Disk,
+            ChunkStoreErrorKind::Disk => {
+                self.process.note_failure(error);
+                Fault::Disk
+            }
             ChunkStoreErrorKind::MetaCorrupt => {
                 self.process.note_damage(error);
                 Fault::Disk

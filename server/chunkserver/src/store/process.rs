@@ -104,6 +104,8 @@ pub struct ChunkStore {
     pub(crate) pace: Pace,
     /// Set once the metadata store itself was found damaged.
     damage: watch::Sender<Option<Arc<str>>>,
+    /// Set once the disk has failed an operation that it may not fail.
+    failure: watch::Sender<Option<Arc<str>>>,
     /// What has happened.
     pub counters: StoreCounters,
 }
@@ -132,6 +134,7 @@ impl ChunkStore {
             full: AtomicBool::new(false),
             pace,
             damage: watch::Sender::new(None),
+            failure: watch::Sender::new(None),
             counters: StoreCounters::default(),
         })
     }
@@ -170,17 +173,20 @@ impl ChunkStore {
         self.damage.subscribe()
     }
 
+    /// Becomes `Some`, with what it failed at, when the disk has failed: the process must end (its owner does).
+    #[must_use]
+    pub fn failure(&self) -> watch::Receiver<Option<Arc<str>>> {
+        self.failure.subscribe()
+    }
+
     /// Says that the metadata store is damaged. The first finding counts.
     pub(crate) fn note_damage(&self, error: &ChunkStoreError) {
-        let chain = std::iter::successors(Some(error as &dyn std::error::Error), |e| e.source());
-        let text: Vec<String> = chain.map(ToString::to_string).collect();
-        self.damage.send_if_modified(|known| {
-            let first = known.is_none();
-            if first {
-                *known = Some(text.join(": ").into());
-            }
-            first
-        });
+        note_first(&self.damage, error);
+    }
+
+    /// Says that the disk has failed. The first failure counts.
+    pub(crate) fn note_failure(&self, error: &ChunkStoreError) {
+        note_first(&self.failure, error);
     }
 
     /// Looks at the free space of the file system and decides whether new data may be allocated, with a quarter of the
@@ -224,6 +230,17 @@ impl ChunkStore {
     ) -> T {
         f(&mut self.files.lock().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+fn note_first(place: &watch::Sender<Option<Arc<str>>>, error: &ChunkStoreError) {
+    place.send_if_modified(|known| {
+        let first = known.is_none();
+        if first {
+            let chain = std::iter::successors(Some(error as &dyn std::error::Error), |e| e.source());
+            *known = Some(chain.map(ToString::to_string).collect::<Vec<_>>().join(": ").into());
+        }
+        first
+    });
 }
 
 /// Adds one to a counter.

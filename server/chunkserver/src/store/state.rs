@@ -11,6 +11,7 @@ use super::layers::LayerTable;
 use super::lookup::View;
 use super::record::{Recovery, VersionRecord};
 use super::row::Row;
+use ogee_common::limits::FOUND_ROWS_MAX;
 use ogee_common::id::{ChunkIndex, LayerId, VolumeSeq};
 use ogee_disk::DataFile;
 use ogee_raft::api::Applied;
@@ -50,6 +51,8 @@ pub(crate) struct State {
     pub(crate) loaded: bool,
     /// A Raft snapshot is being installed: nothing is repaired meanwhile.
     pub(crate) installing: bool,
+    /// Rows with pages that were found damaged and are to be mended, at most [`FOUND_ROWS_MAX`].
+    found: BTreeSet<RowKey>,
     pub(crate) applied: Applied,
     /// The position in the metadata store.
     pub(crate) checkpointed: Applied,
@@ -180,6 +183,23 @@ impl State {
             out.extend(versions[..visible].iter().rev().map(|v| VersionKey { at, seq: v.seq }));
         }
         out
+    }
+
+    /// Notes that a page of this row is damaged.
+    pub(crate) fn find(&mut self, key: RowKey) {
+        if self.found.len() < FOUND_ROWS_MAX {
+            self.found.insert(key);
+        }
+    }
+
+    /// Whether damage was noted that nobody took.
+    pub(crate) fn has_found(&self) -> bool {
+        !self.found.is_empty()
+    }
+
+    /// The rows with damage, which are then forgotten.
+    pub(crate) fn take_found(&mut self) -> BTreeSet<RowKey> {
+        std::mem::take(&mut self.found)
     }
 
     /// Index of the last entry applied; 0 for none.

@@ -187,8 +187,11 @@ impl CopysetStore {
         Ok((source, Patched { page, bytes: read.bytes.to_vec(), crc }))
     }
 
-    /// Counts and logs a page that failed its checksum.
+    /// Counts and logs a page that failed its checksum, and notes it to be mended.
     pub(crate) fn report_damage(&self, source: &PageSource, chunk: u32, page: u32) {
+        if let Some(version) = source.version() {
+            self.state().find(version.row(row_of(page).0));
+        }
         count(&self.process.counters.corrupt_pages);
         tracing::error!(copyset = self.id.0, chunk, page, ?source, "stored page does not match its checksum");
     }
@@ -243,6 +246,9 @@ impl CopysetStore {
                 NewPage::Data(crc) => row.set_data(page, *crc),
                 NewPage::Zero => row.set_zero(page),
                 NewPage::Damaged => row.set_damaged(page),
+            }
+            if matches!(new, NewPage::Damaged) {
+                state.find(key);
             }
         }
         self.recount(&mut state);

@@ -5,6 +5,8 @@
 //! tail only, so a crash keeps a prefix of the batches and damage elsewhere is an error, not a loss. Memory is bounded
 //! by the constants below. Deliberately absent: tuning for throughput; checkpoints write about 1 KiB per MiB of data.
 
+use crate::error::DiskErrorKind;
+use crate::fault::{self, DiskOp, Faults};
 use super::{Batch, Change, Durability, KeyValue, MetaStore, RowSink, StoreError, StoreErrorKind, Table};
 use rocksdb::{
     BlockBasedOptions, Cache, DB, DBCompressionType, DBRecoveryMode, Direction, ErrorKind, IteratorMode, Options,
@@ -38,6 +40,7 @@ pub struct MetaCounters {
 pub struct RocksStore {
     db: DB,
     counters: MetaCounters,
+    faults: Faults,
 }
 
 impl std::fmt::Debug for RocksStore {
@@ -53,7 +56,15 @@ impl RocksStore {
     /// `Locked` when another process has it open; `Corrupt`, `NoSpace`, `Io`.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let db = DB::open(&options(), path).map_err(|e| error("open", e))?;
-        Ok(Self { db, counters: MetaCounters::default() })
+        Ok(Self { db, counters: MetaCounters::default(), faults: crate::simulated::faults() })
+    }
+
+    /// Asks the plan of failures, for tests.
+    fn check(&self, op: DiskOp, what: &'static str) -> Result<(), StoreError> {
+        fault::check(&self.faults, op, what, self.db.path()).map_err(|e| {
+            let kind = if e.kind() == DiskErrorKind::NoSpace { StoreErrorKind::NoSpace } else { StoreErrorKind::Io };
+            StoreError::new(kind, what, Box::new(e))
+        })
     }
 }
 
@@ -148,6 +159,7 @@ impl MetaStore for RocksStore {
         let bytes = out.size_in_bytes() as u64;
         let mut write = WriteOptions::default();
         let is_synced = durability == Durability::Synced;
+        self.check(if is_synced { DiskOp::Sync } else { DiskOp::Write }, "write")?;
         write.set_sync(is_synced);
         self.db.write_opt(out, &write).map_err(|e| error("write", e))?;
         self.counters.batches.fetch_add(1, Ordering::Relaxed);
@@ -157,6 +169,7 @@ impl MetaStore for RocksStore {
     }
 
     fn sync(&self) -> Result<(), StoreError> {
+        self.check(DiskOp::Sync, "sync")?;
         self.db.flush_wal(true).map_err(|e| error("sync", e))?;
         self.counters.syncs.fetch_add(1, Ordering::Relaxed);
         Ok(())

@@ -1,8 +1,9 @@
 //! Orders to scrub, and how far each chunkserver is.
 //!
 //! An order is kept in the leader's memory until the chunkserver's heartbeat says that it was obeyed: a change of the
-//! leader may lose one, then it is given again by whoever waits for it. Invariant: ids of orders grow (they are times),
-//! so that a chunkserver obeys each once and never an older one after a newer one.
+//! leader may lose one, then it is given again by whoever waits for it. Invariant: ids of orders grow, whatever the clocks of
+//! MDS nodes do, so that a chunkserver obeys each once and never an older one after a newer one: an id is a time, or, if a
+//! chunkserver knows a later one, the next after that.
 
 use super::status::CallError;
 use super::{Core, names};
@@ -31,7 +32,11 @@ impl Core {
         if !r.pool.is_empty() && rows.iter().all(|(_, row)| row.pool != r.pool) {
             return Err(Refusal::NoSuchPool { name: r.pool }.into());
         }
-        let order = clock::unix_ms();
+        let known = |id: ChunkserverId| {
+            let obeyed = self.live.vitals(id).0.map_or(0, |v| v.scrub.order);
+            obeyed.max(self.live.scrub_order(id).map_or(0, |o| o.id))
+        };
+        let order = rows.iter().map(|(id, _)| known(*id).saturating_add(1)).max().unwrap_or(0).max(clock::unix_ms());
         let named = |id: &ChunkserverId| wanted.is_empty() || wanted.contains(&id.0);
         let meant = rows.iter().filter(|(id, row)| named(id) && (r.pool.is_empty() || row.pool == r.pool));
         let chunkservers: Vec<u32> = meant.map(|(id, _)| id.0).collect();
