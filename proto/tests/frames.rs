@@ -7,7 +7,7 @@ use bytes::Bytes;
 use ogee_common::checksum::fragment_crcs;
 use ogee_common::id::{AttachEpoch, ChunkIndex, ConnectionGeneration, CopysetId, LayerId, SessionId, Term, VolumeSeq};
 use ogee_proto::data::{
-    Ancestor, Command, DropVersionHead, Frame, FrameReader, HEADER_BYTES, Header, HelloHead, HelloReply, LayerHead,
+    Ancestor, Command, DropVersionHead, FlattenHead, Frame, FrameReader, HEADER_BYTES, Header, HelloHead, HelloReply, LayerHead,
     Opcode, OpenLayerHead, OutFrame, RaftHead, ReadHead, ReadReply, Redirect, Role, SealHead, Status, StatusHead,
     StatusReply, WriteHead, ZeroHead,
 };
@@ -118,6 +118,16 @@ fn all_commands() -> Vec<(&'static str, Command)> {
         (
             "command_drop_version",
             Command::DropVersion(DropVersionHead { layer, after: VolumeSeq(1), seq: VolumeSeq(2), next: VolumeSeq(3) }),
+        ),
+        (
+            "command_flatten",
+            Command::Flatten(FlattenHead {
+                layer,
+                chunk: ChunkIndex(7),
+                row: 15,
+                pages: std::array::from_fn(|i| u8::try_from(i).expect("32 bytes") * 3),
+                chain: vec![Ancestor { layer: LayerId(11), seq: VolumeSeq(4) }, Ancestor { layer: LayerId(10), seq: VolumeSeq(9) }],
+            }),
         ),
     ]
 }

@@ -61,6 +61,8 @@ opcodes! {
     DropLayer = 0x11,
     /// Only in the Raft log: merge a version into the next.
     DropVersion = 0x12,
+    /// Only in the Raft log: copy pages of a chunk from the ancestors into the layer.
+    Flatten = 0x13,
     /// Raft AppendEntries.
     RaftAppend = 0x20,
     /// Raft RequestVote.

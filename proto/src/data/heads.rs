@@ -4,6 +4,7 @@
 //! self-describing [`Command`] that goes into the Raft log and to the followers byte for byte as the client sent it.
 
 use super::codec::{DecodeError, Reader, put_count};
+use super::flatten::FlattenHead;
 use super::frame::Opcode;
 use bytes::{BufMut, Bytes, BytesMut};
 use ogee_common::geometry::page_fragments;
@@ -266,14 +267,14 @@ impl ZeroHead {
     }
 }
 
-fn put_chain(chain: &[Ancestor], b: &mut BytesMut) {
+pub(super) fn put_chain(chain: &[Ancestor], b: &mut BytesMut) {
     for a in chain {
         b.put_u64_le(a.layer.0);
         b.put_u64_le(a.seq.0);
     }
 }
 
-fn take_chain(count: usize, r: &mut Reader<'_>) -> Result<Vec<Ancestor>, DecodeError> {
+pub(super) fn take_chain(count: usize, r: &mut Reader<'_>) -> Result<Vec<Ancestor>, DecodeError> {
     if count > ANCESTRY_DEPTH_MAX {
         return Err(DecodeError::OutOfRange("ancestry depth"));
     }
@@ -442,6 +443,8 @@ pub enum Command {
     DropLayer(LayerId),
     /// The MDS's order to merge versions.
     DropVersion(DropVersionHead),
+    /// The leader's order to copy pages of a layer's ancestors into it.
+    Flatten(FlattenHead),
 }
 
 impl Command {
@@ -462,6 +465,7 @@ impl Command {
             Self::DropVersion(d) => {
                 put_u64s(&mut b, Opcode::DropVersion, &[d.layer.0, d.after.0, d.seq.0, d.next.0]);
             }
+            Self::Flatten(head) => b.put_slice(&head.encode()),
         }
         b.freeze()
     }
@@ -485,6 +489,7 @@ impl Command {
             }
             Opcode::Zero => return Ok(Self::Zero(ZeroHead::decode(bytes)?)),
             Opcode::OpenLayer => return Ok(Self::OpenLayer(OpenLayerHead::decode(bytes)?)),
+            Opcode::Flatten => return Ok(Self::Flatten(FlattenHead::decode(bytes)?)),
             Opcode::Seal => {
                 r.u8("opcode")?;
                 Self::Seal(SealHead { layer: LayerId(r.u64("layer")?), seq: VolumeSeq(r.u64("seq")?) })

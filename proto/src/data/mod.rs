@@ -4,11 +4,13 @@
 //! operation, the payload raw data. Byte tables: `docs/protocol.md`; golden files: `proto/tests/golden`.
 
 mod codec;
+mod flatten;
 mod frame;
 mod heads;
 mod reply;
 
 pub use codec::DecodeError;
+pub use flatten::FlattenHead;
 pub use frame::{Frame, FrameReader, HEADER_BYTES, Header, MAGIC, OutFrame, Opcode, VERSION};
 pub use heads::{
     Ancestor, Command, DropVersionHead, HelloHead, HelloReply, LayerHead, OpenLayerHead, RaftHead, ReadHead, Role, SEALED_FOR_GOOD,

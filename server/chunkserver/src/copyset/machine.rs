@@ -67,6 +67,7 @@ impl CopysetMachine {
             Command::Zero(head) => self.store.zero(pos.index, &head.at).await?,
             Command::DropLayer(layer) => self.store.drop_layer(layer).await,
             Command::DropVersion(order) => self.store.drop_version(pos.index, &order).await?,
+            Command::Flatten(head) => self.store.flatten(pos.index, &head).await?,
             Command::OpenLayer(_) | Command::Seal(_) => {}
         }
         Ok(Bytes::copy_from_slice(&Status::Ok.code().to_le_bytes()))
@@ -81,6 +82,7 @@ impl CopysetMachine {
             Command::Zero(head) => own(head.at.copyset).and_then(|()| state.layers.admit_write(&head.at, pos.term)),
             Command::OpenLayer(head) => own(head.copyset).and_then(|()| state.layers.open(head, pos.term)),
             Command::Seal(head) => state.layers.seal(head),
+            Command::Flatten(head) => state.layers.flatten(head.layer, &head.chain),
             Command::DropLayer(layer) => {
                 state.layers.drop_layer(*layer);
                 Ok(())

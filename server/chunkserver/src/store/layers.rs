@@ -213,14 +213,31 @@ impl LayerTable {
         info.fence = head.epoch;
         info.min_seq = info.min_seq.max(head.seq);
         info.chain = head.chain.clone().into();
-        for ancestor in &head.chain {
+        self.protect(&head.chain);
+        Ok(())
+    }
+
+    /// Whether pages of the ancestors may be copied into a layer; makes what the layer sees of them immutable.
+    ///
+    /// # Errors
+    /// [`Refusal::LayerGone`].
+    pub fn flatten(&mut self, layer: LayerId, chain: &[Ancestor]) -> Result<(), Refusal> {
+        if self.is_gone(layer) {
+            return Err(Refusal::LayerGone);
+        }
+        self.protect(chain);
+        Ok(())
+    }
+
+    /// Raises the minimum seqs of ancestors above what is seen of them.
+    fn protect(&mut self, chain: &[Ancestor]) {
+        for ancestor in chain {
             let above = VolumeSeq(ancestor.seq.0.saturating_add(1));
             let known = self.layers.get(&ancestor.layer);
             if known.is_none_or(|l| !l.gone && l.min_seq < above) {
                 self.change(ancestor.layer).min_seq = above;
             }
         }
-        Ok(())
     }
 
     /// Refuses lower seqs from now on. With [`SEALED_FOR_GOOD`] every attach, with whatever epoch: the volume has left

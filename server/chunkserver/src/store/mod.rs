@@ -8,7 +8,7 @@
 //! | `process`, `cache` | what all copysets of a process share |
 //! | `copyset_store`, `state` | one copyset: memory, loading |
 //! | `page_io` | verified reads; writes that wait for space |
-//! | `write`, `merge` | the effects of log entries |
+//! | `write`, `merge`, `flatten` | the effects of log entries |
 //! | `checkpoint` | making them durable |
 //! | `column` | replacing what a Raft snapshot replaces |
 //!
@@ -32,6 +32,7 @@
 //!   only; removed versions keep their files until the checkpoint that contains the removal.
 //! - A merge (`DropVersion`) reads the older version, immutable as above, and fills only pages that the newer one lacks
 //!   at that point of the log.
+//! - A flatten reads ancestors, immutable as above, and fills only what its own base version lacks (`flatten`).
 //! - `min_seq`, fences and tombstones are rows of the same batch as the applied position, so refusals repeat exactly.
 //!
 //! # ADR: verification of read-modify-write during replay
@@ -60,6 +61,7 @@ pub(crate) mod checkpoint;
 pub(crate) mod column;
 pub(crate) mod copyset_store;
 pub mod error;
+pub mod flatten;
 pub mod key;
 pub mod layers;
 pub mod lookup;
@@ -76,6 +78,7 @@ pub(crate) mod write;
 pub use crate::copyset::reading::{ReadChain, ReadError, ReadOutcome, ReadRange};
 pub use copyset_store::{CopysetStore, Fault};
 pub use error::{ChunkStoreError, ChunkStoreErrorKind};
+pub use flatten::{BASE_SEQ, FlattenOrder};
 pub use key::{ChunkKey, RowKey, VersionKey};
 pub use layers::{LayerInfo, LayerTable, Refusal};
 pub use lookup::{PageSource, View};

@@ -10,7 +10,7 @@ use ogee_chunkserver::store::{
 use ogee_common::checksum::fragment_crcs;
 use ogee_common::id::{ChunkIndex, LayerId, VolumeSeq};
 use ogee_disk::{DataDir, FaultPlan, MemStore, MetaStore};
-use ogee_proto::data::Status;
+use ogee_proto::data::{Ancestor, Status};
 use ogee_raft::api::{Applied, RaftSnapshot, SnapshotSource, StateMachine, StateMachineError};
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;
@@ -156,23 +156,31 @@ impl Replica {
         }
         for (layer, seq) in world.views() {
             for chunk in 0..CHUNKS {
-                let expected = world.view(layer, chunk, seq);
-                let chain = ReadChain::Given(world.layers[&layer].ancestors().into());
-                for (i, (from, to)) in REGIONS.iter().enumerate() {
-                    let range = ReadRange {
-                        at: ChunkKey { layer: LayerId(layer), chunk: ChunkIndex(chunk) },
-                        seq: VolumeSeq(seq),
-                        chain: chain.clone(),
-                        offset: *from,
-                        len: to - from,
-                    };
-                    let found = self.read(&range).await.expect("read");
-                    let expected = region_bytes(&expected, i);
-                    if found != expected {
-                        let sector = found.chunks(512).zip(expected.chunks(512)).position(|(a, b)| a != b);
-                        panic!("layer {layer} chunk {chunk} seq {seq} region {i}: first wrong sector {sector:?}");
-                    }
+                let l = &world.layers[&layer];
+                self.check_chunk(world, (layer, chunk, seq), l.ancestors()).await;
+                if !l.old_chain.is_empty() {
+                    self.check_chunk(world, (layer, chunk, seq), l.old_ancestors()).await;
                 }
+            }
+        }
+    }
+
+    async fn check_chunk(&self, world: &World, (layer, chunk, seq): (u64, u32, u64), chain: Vec<Ancestor>) {
+        let expected = world.view(layer, chunk, seq);
+        let chain = ReadChain::Given(chain.into());
+        for (i, (from, to)) in REGIONS.iter().enumerate() {
+            let range = ReadRange {
+                at: ChunkKey { layer: LayerId(layer), chunk: ChunkIndex(chunk) },
+                seq: VolumeSeq(seq),
+                chain: chain.clone(),
+                offset: *from,
+                len: to - from,
+            };
+            let found = self.read(&range).await.expect("read");
+            let expected = region_bytes(&expected, i);
+            if found != expected {
+                let sector = found.chunks(512).zip(expected.chunks(512)).position(|(a, b)| a != b);
+                panic!("layer {layer} chunk {chunk} seq {seq} region {i}: first wrong sector {sector:?} ({chain:?})");
             }
         }
     }

@@ -9,7 +9,7 @@ use ogee_common::checksum::fragment_crcs;
 use ogee_common::id::{AttachEpoch, ChunkIndex, CopysetId, LayerId, Term, VolumeSeq};
 use ogee_common::limits::CHUNK_BYTES;
 use ogee_proto::data::{
-    Ancestor, Command, DropVersionHead, LayerHead, OpenLayerHead, SealHead, Status, WriteHead, ZeroHead,
+    Ancestor, Command, DropVersionHead, FlattenHead, LayerHead, OpenLayerHead, SealHead, Status, WriteHead, ZeroHead,
 };
 use ogee_raft::api::{ApplyEntry, EntryKind, LogPos};
 use std::collections::{BTreeMap, BTreeSet};
@@ -52,6 +52,8 @@ pub struct Layer {
     pub seq: u64,
     pub min_seq: u64,
     pub chain: Vec<(u64, u64)>,
+    /// The chain before the layer was flattened: reading on with it must be right.
+    pub old_chain: Vec<(u64, u64)>,
     pub gone: bool,
     pub opened: bool,
     /// Snapshots that are still needed.
@@ -291,6 +293,81 @@ impl World {
         self.command(&Command::DropVersion(head), Status::Ok);
     }
 
+    /// One entry of a flatten: some pages of a row, as a leader that died half-way left them, or all.
+    fn flatten_row(&mut self, id: u64, (chunk, row): (u32, u8), rng: &mut Rng, all: bool) {
+        let pages = if all { [0xFF; 32] } else { std::array::from_fn(|_| rng.below32(256).to_le_bytes()[0]) };
+        let chain = self.layers[&id].ancestors();
+        for a in &chain {
+            let parent = self.layers.get_mut(&a.layer.0).expect("a parent");
+            parent.min_seq = parent.min_seq.max(a.seq.0 + 1);
+        }
+        let head = FlattenHead { layer: LayerId(id), chunk: ChunkIndex(chunk), row, pages, chain };
+        self.command(&Command::Flatten(head), if self.layers[&id].gone { Status::LayerGone } else { Status::Ok });
+    }
+
+    /// Copies what ancestors show: something of it, or everything, and then the layer has no parent any more.
+    fn flatten(&mut self, id: u64, rng: &mut Rng) {
+        if self.layers[&id].chain.is_empty() {
+            return;
+        }
+        let whole = rng.chance(2);
+        for chunk in 0..CHUNKS {
+            for row in [0, 1, 15] {
+                if whole || rng.chance(2) {
+                    self.flatten_row(id, (chunk, row), rng, whole);
+                    // Guests go on meanwhile.
+                    match rng.below(4) {
+                        0 => self.write(id, rng),
+                        1 => self.zero(id, rng),
+                        2 if rng.chance(3) => drop(self.snapshot(id)),
+                        _ => {}
+                    }
+                }
+            }
+        }
+        if !whole {
+            return;
+        }
+        let base: Vec<Image> = (0..CHUNKS).map(|chunk| self.above(id, chunk)).collect();
+        let layer = self.layers.get_mut(&id).expect("a layer");
+        for (chunk, image) in (0..).zip(base) {
+            layer.images.entry(chunk).or_default().insert(0, image);
+        }
+        layer.old_chain = std::mem::take(&mut layer.chain);
+        // Its children see it as before and stand on nothing below it.
+        for child in self.layers.values_mut() {
+            if let Some(at) = child.chain.iter().position(|(l, _)| *l == id) {
+                if child.old_chain.is_empty() {
+                    child.old_chain = child.chain.clone();
+                }
+                child.chain.truncate(at + 1);
+            }
+        }
+    }
+
+    /// What the ancestors of a layer show.
+    fn above(&self, id: u64, chunk: u32) -> Image {
+        self.layers[&id].chain.first().map_or([0; SECTORS], |(parent, at)| self.view(*parent, chunk, *at))
+    }
+
+    /// A leader that was deposed long ago had one more entry of a flatten in its queue.
+    fn late_flatten(&mut self, id: u64, rng: &mut Rng) {
+        let layer = &self.layers[&id];
+        if !layer.chain.is_empty() || layer.old_chain.is_empty() {
+            return;
+        }
+        let chain: Vec<Ancestor> = layer.old_chain.iter().map(|(l, s)| ancestor(*l, *s)).collect();
+        for a in &chain {
+            let parent = self.layers.get_mut(&a.layer.0).expect("a parent");
+            if !parent.gone {
+                parent.min_seq = parent.min_seq.max(a.seq.0 + 1);
+            }
+        }
+        let (chunk, row) = (ChunkIndex(rng.below32(CHUNKS)), rng.pick(&[0, 1, 15]));
+        let head = FlattenHead { layer: LayerId(id), chunk, row, pages: [0xFF; 32], chain };
+        self.command(&Command::Flatten(head), Status::Ok);
+    }
+
     fn drop_layer(&mut self, id: u64) {
         if self.is_parent(id, None) || self.live().len() <= 1 {
             return;
@@ -300,6 +377,9 @@ impl World {
         // A late client hears about it.
         let at = self.head(id, 0, 0, 4096);
         self.command(&Command::Zero(ZeroHead { at }), Status::LayerGone);
+        let chain = vec![ancestor(id + 1000, 1)];
+        let head = FlattenHead { layer: LayerId(id), chunk: ChunkIndex(0), row: 0, pages: [0xFF; 32], chain };
+        self.command(&Command::Flatten(head), Status::LayerGone);
         self.open(id);
     }
 
@@ -307,7 +387,7 @@ impl World {
     pub fn event(&mut self, rng: &mut Rng) {
         let live = self.live();
         let id = rng.pick(&live);
-        match rng.below(40) {
+        match rng.below(46) {
             0..=17 => self.write(id, rng),
             18..=24 => self.zero(id, rng),
             25..=27 => {
@@ -319,6 +399,8 @@ impl World {
             36 => self.open(id),
             37 => self.append(EntryKind::Blank, Status::Ok),
             38 => self.seal(id),
+            40..=43 => self.flatten(id, rng),
+            44..=45 => self.late_flatten(id, rng),
             _ => {
                 self.term += 1;
                 self.append(EntryKind::Blank, Status::Ok);
@@ -338,8 +420,17 @@ impl World {
     }
 }
 
+fn ancestor(layer: u64, seq: u64) -> Ancestor {
+    Ancestor { layer: LayerId(layer), seq: VolumeSeq(seq) }
+}
+
 impl Layer {
     pub fn ancestors(&self) -> Vec<Ancestor> {
-        self.chain.iter().map(|(l, s)| Ancestor { layer: LayerId(*l), seq: VolumeSeq(*s) }).collect()
+        self.chain.iter().map(|(l, s)| ancestor(*l, *s)).collect()
+    }
+
+    /// The ancestry that a client which attached before a flatten still has.
+    pub fn old_ancestors(&self) -> Vec<Ancestor> {
+        self.old_chain.iter().map(|(l, s)| ancestor(*l, *s)).collect()
     }
 }
