@@ -1,10 +1,10 @@
 //! `ogee volume`: the namespace of volumes.
 
 use crate::connect::{COMMAND_IO_TIMEOUT, Context};
-use crate::error::CliError;
+use crate::error::{CliError, ErrorKind};
 use crate::names;
 use crate::open::take_and_release;
-use crate::output::{Output, Table, counted, date};
+use crate::output::{Output, Progress, Table, counted, date};
 use crate::sdk_error::call_failed;
 use clap::{Args, Subcommand};
 use ogee_client::MdsClient;
@@ -14,9 +14,13 @@ use ogee_common::size::{ByteLen, parse_bytes};
 use ogee_proto::MdsErrorKind;
 use ogee_proto::mds as m;
 use serde::Serialize;
+use std::time::Duration;
 
 /// Volumes asked for at once in a listing.
 const PAGE_VOLUMES: u32 = 1000;
+
+/// How often `flatten --wait` looks.
+const FLATTEN_LOOK: Duration = Duration::from_millis(500);
 
 /// The commands.
 #[derive(Debug, Clone, Subcommand)]
@@ -39,6 +43,11 @@ pub(crate) enum VolumeCommand {
     /// Move a volume to another name; who has it attached does not notice
     #[command(after_help = "Example:\n  ogee volume rename tenant-a/web/disk0 tenant-a/old/disk0")]
     Rename(RenameArgs),
+    /// Copy what a clone reads from its parents into it, in the background, so that it stands on nothing
+    #[command(after_help = "Examples:\n  ogee volume flatten tenant-a/web/disk0 --wait\n  ogee volume flatten tenant-a/web/disk0 --cancel\n\n\
+        Guests go on meanwhile. When it is done the parent's snapshot can be deleted.\n\
+        Pace: flatten_mib_per_second of the chunkservers.")]
+    Flatten(FlattenArgs),
 }
 
 /// Arguments of `volume create`.
@@ -113,6 +122,20 @@ pub(crate) struct RenameArgs {
     new_name: VolumePath,
 }
 
+/// Arguments of `volume flatten`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct FlattenArgs {
+    /// The volume
+    #[arg(value_parser = VolumePath::parse)]
+    volume: VolumePath,
+    /// Wait until it is done, with a bar
+    #[arg(long, conflicts_with = "cancel")]
+    wait: bool,
+    /// Stop it; what was copied stays and is not copied again
+    #[arg(long)]
+    cancel: bool,
+}
+
 /// Parses the size of a volume and rounds it up to whole pages, for clap.
 ///
 /// # Errors
@@ -150,6 +173,9 @@ pub(crate) struct VolumeView {
     attach_epoch: u64,
     /// A folder: only `path` means anything.
     folder: bool,
+    /// Copysets that a flatten is done with, of how many; 0: none is under way, or not asked for.
+    flatten_done: u32,
+    flatten_total: u32,
 }
 
 impl From<m::Volume> for VolumeView {
@@ -171,6 +197,8 @@ impl From<m::Volume> for VolumeView {
             attached_by: v.attached_by,
             attach_epoch: v.attach_epoch,
             folder: v.directory,
+            flatten_done: v.flatten_done,
+            flatten_total: v.flatten_total,
         }
     }
 }
@@ -196,6 +224,7 @@ pub(crate) async fn run(context: &Context, command: VolumeCommand) -> Result<(),
             let volume = done.map_err(|e| call_failed(&format!("resize volume {path}"), &e))?;
             out.result(&VolumeView::from(volume), |v| format!("{path} has {}", ByteLen(v.size_bytes)))
         }
+        VolumeCommand::Flatten(args) => flatten(&mds, out, &args).await,
         VolumeCommand::Rename(args) => {
             let (path, new_path) = (args.volume.to_string(), args.new_name.to_string());
             let request = m::RenameVolumeRequest { path: path.clone(), new_path, create_parents: true };
@@ -244,6 +273,34 @@ async fn remove(context: &Context, args: RmArgs) -> Result<(), CliError> {
     context.out.result(&serde_json::json!({"deleted": path}), |_| format!("deleted {path}"))
 }
 
+/// Starts, stops or waits for a flatten.
+async fn flatten(mds: &MdsClient, out: Output, args: &FlattenArgs) -> Result<(), CliError> {
+    let path = args.volume.to_string();
+    let request = m::FlattenVolumeRequest { path: path.clone(), cancel: args.cancel };
+    let reply = mds.flatten_volume(request).await;
+    let mut volume = reply.map_err(|e| call_failed(&format!("flatten volume {path}"), &e))?;
+    if args.wait && volume.flatten_total > 0 {
+        let bar = Progress::items("flatten", u64::from(volume.flatten_total), out.is_json());
+        let mut shown = 0;
+        while volume.flatten_total > 0 {
+            bar.advance(u64::from(volume.flatten_done.saturating_sub(shown)));
+            shown = shown.max(volume.flatten_done);
+            tokio::time::sleep(FLATTEN_LOOK).await;
+            volume = stat(mds, &args.volume).await?;
+        }
+        bar.finish();
+        if volume.depth > 0 {
+            return Err(CliError::new(ErrorKind::Failure, format!("flatten of {path} was stopped: by --cancel or a rollback")));
+        }
+    }
+    out.result(&VolumeView::from(volume), |v| match (args.cancel, v.flatten_total, v.depth) {
+        (_, total, _) if total > 0 => format!("{path} is being flattened; see: ogee volume info {path}"),
+        (true, ..) => format!("{path} is not being flattened"),
+        (_, _, 0) => format!("{path} stands on nothing"),
+        (..) => format!("{path} is not being flattened any more"),
+    })
+}
+
 async fn ls(mds: &MdsClient, out: Output, args: &LsArgs) -> Result<(), CliError> {
     let mut volumes: Vec<VolumeView> = Vec::new();
     loop {
@@ -289,6 +346,10 @@ fn listing(volumes: &[VolumeView]) -> String {
 fn describe(v: &VolumeView) -> String {
     let or_dash = |text: &str| if text.is_empty() { "-".to_owned() } else { text.to_owned() };
     let attached = if v.attached { format!("yes, by {}", or_dash(&v.attached_by)) } else { "no".to_owned() };
+    let flatten = match v.flatten_total {
+        0 => "-".to_owned(),
+        total => format!("under way, {} of {total} copysets done", v.flatten_done),
+    };
     let lines = [
         ("name", v.path.clone()),
         ("id", v.id.to_string()),
@@ -298,6 +359,7 @@ fn describe(v: &VolumeView) -> String {
         ("snapshots", v.snapshots.to_string()),
         ("parent", or_dash(&v.parent)),
         ("layers below", v.depth.to_string()),
+        ("flatten", flatten),
         ("segments", format!("{} placed (1 GiB each)", v.allocated_segments)),
         ("attached", attached),
         ("attach epoch", v.attach_epoch.to_string()),

@@ -52,6 +52,8 @@ rpcs! {
     pub list_volumes(m::ListVolumesRequest) -> m::ListVolumesReply;
     /// Grows a volume; an equal size is no error.
     pub extend_volume(m::ExtendVolumeRequest) -> m::Volume;
+    /// Has a volume copy what it reads from its ancestors, in the background, or stops that; repeating either is no error.
+    pub flatten_volume(m::FlattenVolumeRequest) -> m::Volume;
     /// The snapshots of a volume, oldest first.
     pub list_snapshots(m::ListSnapshotsRequest) -> m::ListSnapshotsReply;
     /// Attaches a volume or snapshot. [`crate::Volume::open`] does this and everything that belongs to it.

@@ -16,6 +16,8 @@ const REBUILD_MIB_PER_SECOND: u32 = 128;
 const SCRUB_INTERVAL_HOURS: u32 = 168;
 /// As in the configuration's default.
 const SCRUB_MIB_PER_SECOND: u32 = 32;
+/// As in the configuration's default.
+const FLATTEN_MIB_PER_SECOND: u32 = 32;
 
 /// The configuration of chunkserver `number` of a dev cluster: every one is a zone of its own.
 ///
@@ -36,6 +38,7 @@ pub(crate) fn dev_config(daemon: &DevDaemon<'_>) -> Result<String, toml::ser::Er
         rebuild_mib_per_second: REBUILD_MIB_PER_SECOND,
         scrub_interval_hours: SCRUB_INTERVAL_HOURS,
         scrub_mib_per_second: SCRUB_MIB_PER_SECOND,
+        flatten_mib_per_second: FLATTEN_MIB_PER_SECOND,
         metrics,
         tls: tls.cloned(),
     };

@@ -3,6 +3,7 @@
 //! Invariants: a refused command changed nothing; every refusal has one [`MdsErrorKind`], which is what programs act
 //! on; the text says what to change. Deliberately absent: failures of Raft or the network, see `service::status`.
 
+use crate::machine::flatten::FLATTENS_MAX;
 use ogee_common::id::{AttachEpoch, ChunkserverId, CopysetId, LayerId, SegmentIndex, VolumeSeq};
 use ogee_common::limits::ANCESTRY_DEPTH_MAX;
 use ogee_common::size::ByteLen;
@@ -92,6 +93,8 @@ pub(crate) enum Refusal {
     NotFormed,
     #[error("{id} has {copysets} copysets; give it up first and wait until its replicas have moved: ogee cluster out")]
     ChunkserverInUse { id: ChunkserverId, copysets: u32 },
+    #[error("{FLATTENS_MAX} volumes are being flattened; wait for one of them, or cancel it: ogee volume flatten VOLUME --cancel")]
+    TooManyFlattens,
 }
 
 fn list(names: &[String], more: bool) -> String {
@@ -129,7 +132,7 @@ impl Refusal {
             | Self::FolderNotEmpty { .. }
             | Self::ChunkserverInUse { .. } => Kind::InUse,
             Self::WrongOwner => Kind::WrongOwner,
-            Self::TooDeep { .. } | Self::TooManySnapshots => Kind::Limit,
+            Self::TooDeep { .. } | Self::TooManySnapshots | Self::TooManyFlattens => Kind::Limit,
             Self::WrongCluster | Self::WrongIdentity(_) => Kind::WrongCluster,
             Self::MaybeAttached { .. }
             | Self::NotReady { .. }

@@ -123,6 +123,7 @@ async fn run_chunkserver(stage: Arc<Stage>, host: Host) -> Result<()> {
         rebuild_mib_per_second: 0,
         scrub_interval_hours: 0,
         scrub_mib_per_second: 0,
+        flatten_mib_per_second: 0,
         tls: None,
     };
     Ok(ogee_chunkserver::run(config, std::future::pending()).await?)

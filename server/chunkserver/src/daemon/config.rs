@@ -54,6 +54,9 @@ pub struct ChunkserverConfig {
     /// Megabytes per second that a scrub reads (default 32); 0: no limit.
     #[serde(default = "default_scrub_mib_per_second")]
     pub scrub_mib_per_second: u32,
+    /// Megabytes per second that the copysets led here copy from parents into clones that are flattened (default 32); 0: no limit.
+    #[serde(default = "default_flatten_mib_per_second")]
+    pub flatten_mib_per_second: u32,
     /// TLS with other hosts, for both planes; by default none. See [`TlsConfig`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<TlsConfig>,
@@ -72,6 +75,10 @@ fn default_scrub_interval_hours() -> u32 {
 }
 
 fn default_scrub_mib_per_second() -> u32 {
+    32
+}
+
+fn default_flatten_mib_per_second() -> u32 {
     32
 }
 

@@ -5,10 +5,11 @@
 //! the MDS hands the task out again.
 
 use super::copysets::{Copysets, Hosted};
+use super::flatten::{Ended, Flattens, order_of};
 use super::mds_channel::MdsChannel;
 use super::moves::Moves;
 use super::scrub::Scrub;
-use crate::store::ChunkStore;
+use crate::store::{ChunkStore, FlattenOrder};
 use ogee_common::id::{CopysetId, LayerId, ReplicaId, VolumeSeq};
 use ogee_common::limits::HEARTBEAT_INTERVAL;
 use ogee_disk::DataDir;
@@ -71,6 +72,7 @@ pub(super) struct Control {
     pub(super) book: Arc<PeerBook>,
     pub(super) wake: Arc<Notify>,
     scrub: Arc<Scrub>,
+    flattens: Flattens,
     moves: Arc<Moves>,
     tasks: Mutex<Tasks>,
 }
@@ -87,15 +89,16 @@ pub(super) struct ControlParts {
     pub(super) store: Arc<ChunkStore>,
     pub(super) book: Arc<PeerBook>,
     pub(super) scrub: Arc<Scrub>,
+    pub(super) flattens: Flattens,
 }
 
 impl Control {
     pub(super) fn new(parts: ControlParts) -> Arc<Self> {
-        let ControlParts { own, uuid, addr, capacity_bytes, dir, mds, copysets, store, book, scrub } = parts;
+        let ControlParts { own, uuid, addr, capacity_bytes, dir, mds, copysets, store, book, scrub, flattens } = parts;
         let wake = Arc::new(Notify::new());
         let tasks = Mutex::default();
         let moves = Arc::default();
-        Arc::new(Self { own, uuid, addr, capacity_bytes, dir, mds, copysets, store, book, wake, scrub, moves, tasks })
+        Arc::new(Self { own, uuid, addr, capacity_bytes, dir, mds, copysets, store, book, wake, scrub, flattens, moves, tasks })
     }
 
     fn tasks(&self) -> std::sync::MutexGuard<'_, Tasks> {
@@ -174,6 +177,7 @@ impl Control {
         if let Some(order) = &reply.scrub {
             self.scrub.obey(order);
         }
+        self.flattens.follow(&reply.tasks);
         for task in reply.tasks {
             self.start(&task);
         }
@@ -206,18 +210,42 @@ impl Control {
 
     /// Starts a task in every copyset that is led here.
     fn start(self: &Arc<Self>, task: &mds::LayerTask) {
+        if let Some(order) = order_of(task) {
+            let order = Arc::new(order);
+            for (hosted, done) in self.to_start(task) {
+                tokio::spawn(self.clone().flatten(hosted, order.clone(), done));
+            }
+            return;
+        }
         let Some(command) = command_of(task) else {
             tracing::error!(task = task.id, "a layer task of an unknown kind; this version is too old");
             return;
         };
         let encoded = command.encode();
+        for (hosted, done) in self.to_start(task) {
+            tokio::spawn(self.clone().carry_out(hosted, encoded.clone(), done));
+        }
+    }
+
+    /// The copysets of a task that are led here and do not work on it yet; from now on they do.
+    fn to_start(&self, task: &mds::LayerTask) -> Vec<(Hosted, mds::TaskDone)> {
+        let mut found = vec![];
         for copyset in &task.copysets {
             let Some(hosted) = self.copysets.get(CopysetId(*copyset)) else { continue };
-            if !hosted.group.is_leader() || !self.tasks().known.insert((task.id, *copyset)) {
-                continue;
+            if hosted.group.is_leader() && self.tasks().known.insert((task.id, *copyset)) {
+                found.push((hosted, mds::TaskDone { task: task.id, copyset: *copyset }));
             }
-            let done = mds::TaskDone { task: task.id, copyset: *copyset };
-            tokio::spawn(self.clone().carry_out(hosted, encoded.clone(), done));
+        }
+        found
+    }
+
+    async fn flatten(self: Arc<Self>, hosted: Hosted, order: Arc<FlattenOrder>, done: mds::TaskDone) {
+        match self.flattens.run(&hosted, done.task, &order).await {
+            Ended::Done => {
+                self.tasks().done.push(done);
+                self.wake.notify_one();
+            }
+            Ended::Broken => drop(self.tasks().known.remove(&(done.task, done.copyset))),
         }
     }
 
@@ -253,6 +281,8 @@ fn command_of(task: &mds::LayerTask) -> Option<Command> {
             seq: VolumeSeq(d.seq),
             next: VolumeSeq(d.next),
         }),
+        // One without sense; the others have no single command.
+        Kind::Flatten(_) => return None,
     })
 }
 

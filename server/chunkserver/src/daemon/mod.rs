@@ -11,6 +11,7 @@ mod copysets;
 mod damage;
 mod data_server;
 mod error;
+mod flatten;
 mod mds_channel;
 mod mender;
 mod metrics;

@@ -10,6 +10,7 @@ use super::control::{Control, ControlParts, PeerBook};
 use super::copysets::Copysets;
 use super::data_server::DataServer;
 use super::error::{DaemonError, DaemonErrorKind, Reason};
+use super::flatten::Flattens;
 use super::mds_channel::MdsChannel;
 use super::mender;
 use super::metrics::{self, Metrics};
@@ -131,6 +132,7 @@ impl Process {
             store,
             book: book.clone(),
             scrub: scrub.clone(),
+            flattens: Flattens::of_config(config),
         });
         let upkeep = Upkeep { copysets: copysets.clone(), control: control.clone(), book, meta, wal: wal.clone() };
         tracing::info!(chunkserver = %superblock.id, listen = %config.listen, zone = config.zone, "chunkserver serves");

@@ -19,7 +19,8 @@ fn layer_on(tx: &Tx<'_>, volume: VolumeId, snapshot: &SnapshotRow) -> Step<Layer
         return Err(Refusal::NotReady { name: snapshot.name.clone() }.into());
     }
     let below: LayerRow = tx.expect(&snapshot.layer)?;
-    let depth = below.depth + 1;
+    // Counted, not taken from the row: an ancestor may have let go of its parent since.
+    let depth = layers::depth(tx, &below)? + 1;
     if depth as usize > ANCESTRY_DEPTH_MAX {
         return Err(Refusal::TooDeep { depth }.into());
     }

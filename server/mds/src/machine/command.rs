@@ -138,6 +138,8 @@ pub(crate) enum Command {
     EndMove { copyset: CopysetId, added: ReplicaId },
     /// Forgets a chunkserver that is out and has nothing.
     RemoveChunkserver { chunkserver: ChunkserverId },
+    /// Has the head of a volume copy what it reads from its ancestors, or stops that.
+    FlattenVolume { path: String, cancels: bool },
 }
 
 /// What a command did.

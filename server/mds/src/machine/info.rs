@@ -8,7 +8,7 @@ use super::row::{
     ChildRow, EntryRow, GroupedRow, LayerRow, SnapshotNameRow, SnapshotRow, SnapshotState, VolumeRow,
 };
 use super::tx::Tx;
-use super::{Step, namespace};
+use super::{Step, layers, namespace};
 use crate::refusal::USERS_SHOWN_MAX;
 use ogee_common::id::{DirectoryId, VolumeId, VolumeSnapshotId};
 
@@ -28,7 +28,7 @@ pub(crate) fn volume(tx: &Tx<'_>, id: VolumeId, row: &VolumeRow) -> Step<VolumeI
         snapshots: row.snapshots,
         epoch: row.epoch,
         attached_by: row.attached.as_ref().map(|a| a.description.clone()),
-        depth: layer.depth,
+        depth: layers::depth(tx, &layer)?,
         pool: row.pool,
     })
 }

@@ -5,7 +5,8 @@
 //! at or before the parent seq, else the grandparent's, and so on. So a clone copies no row, and wherever an ancestor
 //! can have data that the layer reads, the layer's chunk lies in the same copysets. An ancestor that places the segment
 //! *later* has only data of later seqs there, which the layer never reads; the layer then places the segment by itself.
-//! Rows are never changed, so a placement once seen stays. An own row exists only where no ancestor shows one.
+//! Rows are never changed, so a placement once seen stays. An own row exists only where no ancestor shows one; when a layer lets go
+//! of its parent ([`super::flatten`]), it gets rows of its own with seq 0 and the same copysets for what it saw of others'.
 //!
 //! **Life.** A layer lives while it is a head or has a snapshot row; every child stands on a snapshot row (hidden if
 //! people may not see it). When the last of them goes, a task deletes its chunks in every copyset it may have some in, its hold on its
@@ -16,7 +17,7 @@ use super::row::{
     ChildRow, LayerRow, LayerSnapshotRow, ParentRef, PoolRow, SegmentRow, SnapshotRow, TaskEffect, TaskKind, TaskRow,
 };
 use super::tx::Tx;
-use super::{snapshots, tasks};
+use super::{flatten, snapshots, tasks};
 use ogee_common::id::{CopysetId, LayerId, PoolId, SegmentIndex, VolumeId, VolumeSeq};
 use ogee_proto::data::SEALED_FOR_GOOD;
 use std::collections::{BTreeMap, BTreeSet};
@@ -53,6 +54,11 @@ pub(crate) fn ancestry(tx: &Tx<'_>, layer: &LayerRow) -> Step<Vec<ParentRef>> {
         next = tx.expect::<LayerRow>(&parent.layer)?.parent;
     }
     Ok(chain)
+}
+
+/// How many layers lie below a layer now.
+pub(crate) fn depth(tx: &Tx<'_>, layer: &LayerRow) -> Step<u32> {
+    Ok(u32::try_from(ancestry(tx, layer)?.len()).expect("a depth is bounded"))
 }
 
 /// The layer itself, where every row counts, and its parents.
@@ -141,6 +147,7 @@ pub(crate) fn is_fenced(tx: &Tx<'_>, volume: VolumeId) -> Step<bool> {
 
 /// Ends a layer's time as head of its volume.
 pub(crate) fn retire_head(tx: &mut Tx<'_>, id: LayerId) -> Step<()> {
+    flatten::cancel(tx, id)?;
     let mut layer: LayerRow = tx.expect(&id)?;
     layer.head = false;
     tx.put(&id, &layer);
@@ -180,7 +187,7 @@ pub(crate) fn join_parent(tx: &mut Tx<'_>, child: LayerId, volume: VolumeId, par
 
 /// Ends a child's hold on its parent; a hidden snapshot goes with the last one. Recursion ends at the depth of the
 /// ancestry, which is bounded.
-fn leave_parent(tx: &mut Tx<'_>, child: LayerId, volume: VolumeId, parent: ParentRef) -> Step<()> {
+pub(crate) fn leave_parent(tx: &mut Tx<'_>, child: LayerId, volume: VolumeId, parent: ParentRef) -> Step<()> {
     let LayerSnapshotRow(id) = tx.expect(&(parent.layer, parent.seq))?;
     let mut snapshot: SnapshotRow = tx.expect(&id)?;
     if snapshot.volume == volume {

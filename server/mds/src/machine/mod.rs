@@ -10,6 +10,7 @@
 //! | `namespace` | folders, names, volumes |
 //! | `layers` | ancestry, placement by reference, collection |
 //! | `snapshots`, `groups`, `clones` | exactness, cuts through several volumes, parents, rollback |
+//! | `flatten` | layers that let go of their parents |
 //! | `attach` | epochs, segments |
 //! | `tasks` | what copysets must do |
 //! | `topology` | chunkservers, pools, copysets, replica ids |
@@ -19,6 +20,7 @@ pub(crate) mod attach;
 pub(crate) mod clones;
 pub(crate) mod command;
 mod dump;
+pub(crate) mod flatten;
 pub(crate) mod groups;
 pub(crate) mod info;
 pub(crate) mod key;

@@ -72,6 +72,7 @@ tables! {
     GroupedRow = 25 "groups of snapshots" key VolumeSnapshotId,
     MoveRow = 26 "moves" key CopysetId,
     OutRow = 27 "chunkservers out" key ChunkserverId,
+    FlattenRow = 28 "flattens" key LayerId,
 }
 
 /// How far the log is applied. Written in the batch of every entry.
@@ -203,7 +204,7 @@ pub(crate) struct LayerRow {
     pub(crate) seq: VolumeSeq,
     /// What it stands on.
     pub(crate) parent: Option<ParentRef>,
-    /// Layers below it.
+    /// Layers below it when it was made.
     pub(crate) depth: u32,
     /// Whether it is a volume's head.
     pub(crate) head: bool,
@@ -327,6 +328,11 @@ pub(crate) enum TaskKind {
         /// The next newer seq that is needed.
         next: VolumeSeq,
     },
+    /// Copy into the layer what it reads from its ancestors.
+    Flatten {
+        /// The lowest seq of the layer that is still read.
+        needed: VolumeSeq,
+    },
 }
 
 /// What happens when a task is done.
@@ -340,6 +346,8 @@ pub(crate) enum TaskEffect {
     SegmentOpen(SegmentIndex),
     /// The layer's rows go.
     LayerGone,
+    /// The layer lets go of its parent.
+    Flattened,
 }
 
 /// A layer task.
@@ -358,6 +366,17 @@ pub(crate) struct TaskRow {
 /// The task of the key is still to be done by the copyset of the key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct TaskTodoRow;
+
+/// A flatten of the layer of the key that is under way. See [`super::flatten`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct FlattenRow {
+    /// The task that does it.
+    pub(crate) task: u64,
+    /// Copysets that it began with.
+    pub(crate) total: u32,
+    /// For people.
+    pub(crate) started_unix_ms: u64,
+}
 
 /// The answer that a request got, given again when it is repeated.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -3,11 +3,12 @@
 //! A task is handed to the leaders of its copysets in heartbeat replies until they report it done; what they report may
 //! be repeated or late. Invariants: a task's effect happens when its last copyset is done, exactly once; in one copyset
 //! the tasks of one layer are handed out one after the other, in order of their ids, so a layer is sealed before its
-//! versions merge and both before it is deleted; a task over no copyset takes effect at once.
+//! versions merge and both before it is deleted; a flatten, which takes long and gives way to all of them, is handed out beside
+//! them; a task over no copyset takes effect at once.
 
 use super::row::{Counter, LayerRow, SegmentRow, SnapshotRow, SnapshotState, TaskEffect, TaskKind, TaskRow, TaskTodoRow};
 use super::tx::Tx;
-use super::{Step, layers, snapshots};
+use super::{Step, flatten, layers, snapshots};
 use ogee_common::id::{CopysetId, LayerId};
 use std::collections::BTreeSet;
 
@@ -56,6 +57,7 @@ fn finish(tx: &mut Tx<'_>, id: Option<u64>, task: &TaskRow) -> Step<()> {
     match task.effect {
         TaskEffect::None => Ok(()),
         TaskEffect::LayerGone => layers::forget(tx, task.layer),
+        TaskEffect::Flattened => flatten::finish(tx, task.layer),
         TaskEffect::SegmentOpen(index) => {
             if let Some(mut row) = tx.get::<SegmentRow>(&(task.layer, index))? {
                 row.sealing = None;
@@ -80,13 +82,13 @@ fn finish(tx: &mut Tx<'_>, id: Option<u64>, task: &TaskRow) -> Step<()> {
     }
 }
 
-/// What a copyset may do now: its oldest task of each layer.
+/// What a copyset may do now: its oldest task of each layer, and every flatten.
 pub(crate) fn of_copyset(tx: &Tx<'_>, copyset: CopysetId) -> Step<Vec<(u64, TaskRow)>> {
     let mut layers = BTreeSet::new();
     let mut tasks = vec![];
     for ((_, id), TaskTodoRow) in tx.scan::<TaskTodoRow>(&copyset, None, TASKS_PER_COPYSET_MAX)? {
         let row: TaskRow = tx.expect(&id)?;
-        if layers.insert(row.layer) {
+        if matches!(row.kind, TaskKind::Flatten { .. }) || layers.insert(row.layer) {
             tasks.push((id, row));
         }
     }

@@ -2,7 +2,8 @@
 
 use crate::machine::command::{Grant, SnapshotInfo, VolumeInfo};
 use crate::machine::info::Listed;
-use crate::machine::row::{Hold, TaskKind, TaskRow};
+use crate::machine::flatten::Progress;
+use crate::machine::row::{Hold, ParentRef, TaskKind, TaskRow};
 use ogee_common::id::{CopysetId, LayerId, SegmentIndex};
 use ogee_proto::mds;
 
@@ -25,8 +26,15 @@ impl From<VolumeInfo> for mds::Volume {
             directory: false,
             attached_by: v.attached_by.unwrap_or_default(),
             pool: v.pool.0,
+            flatten_done: 0,
+            flatten_total: 0,
         }
     }
+}
+
+/// A volume together with its flatten.
+pub(crate) fn volume(info: VolumeInfo, flatten: Progress) -> mds::Volume {
+    mds::Volume { flatten_done: flatten.done, flatten_total: flatten.total, ..info.into() }
 }
 
 impl From<Listed> for mds::Volume {
@@ -88,14 +96,18 @@ pub(crate) fn layout(
     mds::Layout { layer: layer.0, segments: segments.into_iter().map(segment).collect() }
 }
 
-/// A task as a chunkserver gets it.
-pub(crate) fn task(id: u64, row: &TaskRow, copysets: Vec<u32>) -> mds::LayerTask {
+/// A task as a chunkserver gets it, with the ancestry of its layer now.
+pub(crate) fn task(id: u64, row: &TaskRow, copysets: Vec<u32>, ancestry: &[ParentRef]) -> mds::LayerTask {
     use mds::layer_task::Kind;
     let kind = match row.kind {
         TaskKind::Seal(seq) => Kind::Seal(seq.0),
         TaskKind::DropLayer => Kind::DropLayer(mds::Empty {}),
         TaskKind::DropVersion { after, seq, next } => {
             Kind::DropVersion(mds::DropVersion { after: after.0, seq: seq.0, next: next.0 })
+        }
+        TaskKind::Flatten { needed } => {
+            let chain = ancestry.iter().map(|p| mds::Ancestor { layer: p.layer.0, seq: p.seq.0 }).collect();
+            Kind::Flatten(mds::Flatten { needed: needed.0, chain })
         }
     };
     mds::LayerTask { id, layer: row.layer.0, copysets, kind: Some(kind) }

@@ -76,6 +76,7 @@ calls! {
         create_snapshot_group(CreateSnapshotGroupRequest) -> SnapshotGroup;
         list_snapshots(ListSnapshotsRequest) -> ListSnapshotsReply;
         rollback_volume(RollbackVolumeRequest) -> Volume;
+        flatten_volume(FlattenVolumeRequest) -> Volume;
         attach_volume(AttachVolumeRequest) -> AttachGrant;
         detach_volume(DetachVolumeRequest) -> Empty;
         ack_hold(AckHoldRequest) -> Empty;

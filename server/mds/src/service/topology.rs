@@ -4,12 +4,14 @@ use super::status::CallError;
 use super::{Core, convert, names};
 use crate::liveness::{Health, ReportedLeader, Vitals};
 use crate::machine::command::{Command, Outcome, Registration};
-use crate::machine::row::{ChunkserverRow, ClusterRow, CopysetRow, OutRow, PoolNameRow, PoolRow, TaskRow, TaskTodoRow, VolumeRow};
-use crate::machine::{tasks, topology};
+use crate::machine::row::{
+    ChunkserverRow, ClusterRow, CopysetRow, OutRow, ParentRef, PoolNameRow, PoolRow, TaskKind, TaskRow, TaskTodoRow, VolumeRow,
+};
+use crate::machine::{layers, tasks, topology};
 use crate::placement::{self, Disk};
 use crate::refusal::Refusal;
 use crate::segments::Candidate;
-use ogee_common::id::{ChunkserverId, CopysetId, ReplicaId, Term};
+use ogee_common::id::{ChunkserverId, CopysetId, LayerId, ReplicaId, Term};
 use ogee_common::limits::{COPYSETS_PER_CHUNKSERVER_MAX, SPACE_RESERVE_BYTES};
 use ogee_common::rng;
 use ogee_proto::mds;
@@ -172,8 +174,12 @@ impl Core {
             let addrs: HashMap<ChunkserverId, String> =
                 of_pool.into_iter().map(|(id, row)| (id, row.addr)).collect();
             let mut work: BTreeMap<u64, (TaskRow, Vec<u32>)> = BTreeMap::new();
+            let mut ancestries: HashMap<LayerId, Vec<ParentRef>> = HashMap::new();
             for report in r.copysets.iter().filter(|c| c.leader == id.0) {
                 for (task, row) in tasks::of_copyset(tx, CopysetId(report.copyset))? {
+                    if matches!(row.kind, TaskKind::Flatten { .. }) && !ancestries.contains_key(&row.layer) {
+                        ancestries.insert(row.layer, layers::ancestry(tx, &tx.expect(&row.layer)?)?);
+                    }
                     work.entry(task).or_insert_with(|| (row, vec![])).1.push(report.copyset);
                 }
             }
@@ -201,7 +207,13 @@ impl Core {
                     .map(|(id, row)| self.copyset(*id, row, &addrs))
                     .collect(),
                 create,
-                tasks: work.into_iter().map(|(id, (row, copysets))| convert::task(id, &row, copysets)).collect(),
+                tasks: work
+                    .into_iter()
+                    .map(|(id, (row, copysets))| {
+                        let ancestry = ancestries.get(&row.layer).map_or(&[][..], Vec::as_slice);
+                        convert::task(id, &row, copysets, ancestry)
+                    })
+                    .collect(),
                 peers: addrs.iter().map(|(id, addr)| mds::Peer { chunkserver: id.0, addr: addr.clone() }).collect(),
             })
         })

@@ -1,9 +1,9 @@
 //! Calls about names and volumes. Each is one command or one read.
 
 use super::status::CallError;
-use super::{Core, names};
+use super::{Core, convert, names};
 use crate::machine::command::{Command, Outcome, VolumeInfo};
-use crate::machine::{info, namespace};
+use crate::machine::{flatten, info, namespace};
 use ogee_proto::mds;
 
 /// Entries of one page of a listing.
@@ -52,11 +52,19 @@ impl Core {
     pub(crate) async fn stat_volume(&self, r: mds::StatVolumeRequest) -> Result<mds::Volume, CallError> {
         let path = names::path("path", &r.path)?;
         self.lead().await?;
-        let info = self.read(|tx| {
+        self.read(|tx| {
             let (id, row) = namespace::volume(tx, &path)?;
-            info::volume(tx, id, &row)
-        })?;
-        Ok(info.into())
+            Ok(convert::volume(info::volume(tx, id, &row)?, flatten::progress(tx, id)?))
+        })
+    }
+
+    /// Starts to flatten a volume, or stops it; repeating either is no error.
+    pub(crate) async fn flatten_volume(&self, r: mds::FlattenVolumeRequest) -> Result<mds::Volume, CallError> {
+        let command = Command::FlattenVolume { path: names::path("path", &r.path)?, cancels: r.cancel };
+        self.lead().await?;
+        let info = volume(self.propose(None, command).await?)?;
+        let progress = self.read(|tx| flatten::progress(tx, info.id))?;
+        Ok(convert::volume(info, progress))
     }
 
     pub(crate) async fn list_volumes(&self, r: mds::ListVolumesRequest) -> Result<mds::ListVolumesReply, CallError> {

@@ -113,6 +113,7 @@ fn other_rows(l: &mut Lines) {
     l.row(&7, &task(TaskKind::Seal(VolumeSeq(5)), TaskEffect::SegmentOpen(SegmentIndex(3))));
     l.row(&8, &task(TaskKind::DropLayer, TaskEffect::LayerGone));
     l.row(&9, &task(TaskKind::DropVersion { after, seq, next }, TaskEffect::None));
+    l.row(&10, &task(TaskKind::Flatten { needed: VolumeSeq(4) }, TaskEffect::Flattened));
     l.row(&(CopysetId(1), 6), &TaskTodoRow);
     let chunkserver = ChunkserverRow {
         uuid: *b"fedcba9876543210",
@@ -143,6 +144,7 @@ fn other_rows(l: &mut Lines) {
     for (id, reason) in [(1, OutReason::Silent), (2, OutReason::Asked)] {
         l.row(&ChunkserverId(id), &OutRow { reason, since_unix_ms: 1000 });
     }
+    l.row(&LayerId(9), &FlattenRow { task: 10, total: 24, started_unix_ms: 1000 });
 }
 
 #[test]
@@ -198,6 +200,7 @@ fn commands() -> Vec<Command> {
         Command::FinishMove { copyset: CopysetId(1), added: ReplicaId(9) },
         Command::EndMove { copyset: CopysetId(1), added: ReplicaId(9) },
         Command::RemoveChunkserver { chunkserver: ChunkserverId(4) },
+        Command::FlattenVolume { path: "f/a".into(), cancels: true },
     ]
 }
 

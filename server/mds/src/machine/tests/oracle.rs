@@ -8,10 +8,10 @@
 
 use super::super::command::{Command, Outcome};
 use super::super::row::{
-    ChildRow, GroupedRow, Hold, LayerRow, LayerSnapshotRow, SegmentRow, SnapshotGroupRow, SnapshotNameRow, SnapshotRow, SnapshotState, TaskKind,
+    ChildRow, FlattenRow, GroupedRow, Hold, LayerRow, LayerSnapshotRow, SegmentRow, SnapshotGroupRow, SnapshotNameRow, SnapshotRow, SnapshotState, TaskKind,
     TaskRow, TaskTodoRow, UnsettledRow, VolumeRow,
 };
-use super::super::{groups, layers, namespace, tasks};
+use super::super::{flatten, groups, layers, namespace, tasks};
 use super::{Bench, GIB};
 use crate::refusal::Refusal;
 use ogee_common::id::{AttachEpoch, CopysetId, LayerId, SegmentIndex, SnapshotGroupId, VolumeId, VolumeSeq, VolumeSnapshotId};
@@ -38,6 +38,8 @@ enum Op {
     CloneSnapshot { volume: usize, name: usize, to: usize },
     CloneLive { volume: usize, to: usize, holds: bool },
     Rollback { volume: usize, name: usize },
+    /// Or stops it.
+    Flatten { volume: usize, cancels: bool },
     Attach(usize),
     Detach(usize),
     Write { volume: usize, segment: u32, copyset: u32 },
@@ -73,6 +75,7 @@ fn op() -> impl Strategy<Value = Op> {
         3 => (v.clone(), n.clone(), v.clone()).prop_map(|(volume, name, to)| Op::CloneSnapshot { volume, name, to }),
         1 => (v.clone(), v.clone(), any::<bool>()).prop_map(|(volume, to, holds)| Op::CloneLive { volume, to, holds }),
         2 => (v.clone(), n).prop_map(|(volume, name)| Op::Rollback { volume, name }),
+        3 => (v.clone(), prop::bool::weighted(0.2)).prop_map(|(volume, cancels)| Op::Flatten { volume, cancels }),
         4 => v.clone().prop_map(Op::Attach),
         2 => v.clone().prop_map(Op::Detach),
         9 => (v, s.clone(), 1..=COPYSETS)
@@ -131,6 +134,8 @@ impl Replica {
                 self.gone = true;
                 self.data.clear();
             }
+            // Not a matter of one layer alone: see `World::flatten_copyset`.
+            TaskKind::Flatten { .. } => {}
             TaskKind::DropVersion { after, seq, next } => {
                 for segment in 0..SEGMENTS {
                     let dropped = (segment, after.0 + 1)..=(segment, seq.0);
@@ -458,6 +463,37 @@ impl World {
         self.writers.insert(id, writer);
     }
 
+    /// What the leader of a copyset does: the layer gets what its ancestors show, below everything that it has.
+    fn flatten_copyset(&mut self, copyset: u32, layer: LayerId, needed: u64) {
+        let chain = self.bench.read(|tx| layers::ancestry(tx, &tx.expect(&layer)?));
+        for segment in 0..SEGMENTS {
+            let shown = chain.iter().find_map(|p| self.replicas.get(&(copyset, p.layer))?.newest(segment, p.seq.0));
+            let replica = self.replicas.get_mut(&(copyset, layer)).expect("a replica");
+            if let (Some(value), None) = (shown, replica.newest(segment, needed)) {
+                replica.data.insert((segment, 0), value);
+            }
+        }
+    }
+
+    /// Starts or stops a flatten; its end is checked by what is read then.
+    fn flatten(&mut self, path: &str, cancels: bool) {
+        let before = self.find(path);
+        let command = Command::FlattenVolume { path: path.into(), cancels };
+        let Ok(answer) = self.bench.run(command.clone()) else {
+            assert!(before.is_none());
+            return;
+        };
+        let (id, row) = before.expect("a volume");
+        let layer: LayerRow = self.bench.read(|tx| tx.expect(&row.layer).map_err(Into::into));
+        let under_way = self.bench.read(|tx| Ok(tx.get::<FlattenRow>(&row.layer)?));
+        assert_eq!(under_way.is_some(), !cancels && layer.parent.is_some());
+        let progress = self.bench.read(|tx| flatten::progress(tx, id));
+        assert_eq!(progress.total > 0, under_way.is_some());
+        let tasks = self.bench.read(|tx| Ok(tx.scan::<TaskRow>(&(), None, 1000)?));
+        assert_eq!(self.bench.run(command), Ok(answer), "asking again changes nothing");
+        assert_eq!(self.bench.read(|tx| Ok(tx.scan::<TaskRow>(&(), None, 1000)?)), tasks);
+    }
+
     fn do_tasks(&mut self, from: u32, mut count: u32) -> bool {
         let mut any = false;
         for n in 0..COPYSETS {
@@ -467,6 +503,9 @@ impl World {
                     return any;
                 }
                 self.replicas.entry((copyset, task.layer)).or_default().carry_out(task.kind);
+                if let TaskKind::Flatten { needed } = task.kind {
+                    self.flatten_copyset(copyset, task.layer, needed.0);
+                }
                 let done = vec![(id, CopysetId(copyset)), (id, CopysetId(copyset)), (id + 1000, CopysetId(copyset))];
                 self.bench.run(Command::TasksDone { done }).expect("done");
                 (count, any) = (count - 1, true);
@@ -519,6 +558,7 @@ impl World {
                 }
             }
             Op::Rollback { volume, name } => self.rollback(PATHS[volume], NAMES[name]),
+            Op::Flatten { volume, cancels } => self.flatten(PATHS[volume], cancels),
             Op::Attach(v) => self.attach(PATHS[v]),
             Op::Detach(v) => self.detach(PATHS[v]),
             Op::Write { volume, segment, copyset } => self.place_and_write(PATHS[volume], segment, copyset),
@@ -585,9 +625,10 @@ impl World {
                 tx.scan::<TaskTodoRow>(&(), None, 9)?.len(),
                 tx.scan::<SnapshotGroupRow>(&(), None, 9)?.len(),
                 tx.scan::<GroupedRow>(&(), None, 9)?.len(),
+                tx.scan::<FlattenRow>(&(), None, 9)?.len(),
             ])
         });
-        assert_eq!(left, [0; 11], "rows are left");
+        assert_eq!(left, [0; 12], "rows are left");
         assert!(self.replicas.values().all(|r| r.data.is_empty()), "data of deleted layers is left");
     }
 }
