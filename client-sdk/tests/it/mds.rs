@@ -339,6 +339,9 @@ impl Mds for Node {
     async fn clone_volume(&self, _: Request<CloneVolumeRequest>) -> Answer<Volume> {
         absent()
     }
+    async fn flatten_volume(&self, _: Request<FlattenVolumeRequest>) -> Answer<Volume> {
+        absent()
+    }
     async fn rollback_volume(&self, _: Request<RollbackVolumeRequest>) -> Answer<Volume> {
         absent()
     }

@@ -1,4 +1,4 @@
-//! The administrator of the torture: a process that makes volumes, snapshots, clones and rollbacks under load, reads snapshots back, and
+//! The administrator of the torture: a process that makes volumes, snapshots, clones, rollbacks and flattens under load, reads snapshots back, and
 //! at the end reads everything and compares the replicas.
 //!
 //! Started by the director as `admin NUMBER MDS SEED FILE CHUNKSERVERS`. It says `ready` when the volumes exist; when its standard input ends
@@ -89,6 +89,8 @@ struct Vol {
     head: u64,
     snaps: Vec<Snap>,
     clone: bool,
+    /// The snapshot that its head reads through to, by its cut.
+    stands_on: Option<u64>,
 }
 
 struct Admin {
@@ -192,8 +194,11 @@ impl Admin {
         let sectors = u32::try_from(volume.size_bytes / 512).context("a small volume")?;
         self.recorder.layer(volume.layer, Layer { volume: volume.id, sectors, parent })?;
         match self.volumes.iter_mut().find(|v| v.id == volume.id) {
-            Some(known) => known.head = volume.layer,
-            None => self.volumes.push(Vol { path: volume.path.clone(), id: volume.id, head: volume.layer, snaps: vec![], clone }),
+            Some(known) => (known.head, known.stands_on) = (volume.layer, parent),
+            None => {
+                let (path, id, head) = (volume.path.clone(), volume.id, volume.layer);
+                self.volumes.push(Vol { path, id, head, snaps: vec![], clone, stands_on: parent });
+            }
         }
         Ok(())
     }
@@ -207,13 +212,14 @@ impl Admin {
     async fn step(&mut self) -> Result<()> {
         let v = self.rng.random_range(0..self.volumes.len());
         let some = (!self.volumes[v].snaps.is_empty()).then(|| self.rng.random_range(0..self.volumes[v].snaps.len().max(1)));
-        match (self.rng.random_range(0..12), some) {
+        match (self.rng.random_range(0..15), some) {
             (0..=3, _) => self.snapshot(v).await,
             (4..=5, Some(s)) => self.read_snapshot(v, s).await,
             (6, Some(s)) => self.clone_of(v, Some(s)).await,
             (7, _) => self.clone_of(v, None).await,
             (8, Some(s)) => self.roll_back(v, s).await,
             (9..=10, _) => self.use_clone().await,
+            (12..=14, _) => self.flatten(v).await,
             (_, Some(_)) => self.tidy(v).await,
             _ => Ok(()),
         }
@@ -311,6 +317,20 @@ impl Admin {
                 Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
             }
         }
+    }
+
+    /// Has a volume flattened in the background, or stops that. When it is done, the snapshot that it stood on may go.
+    async fn flatten(&mut self, v: usize) -> Result<()> {
+        let request = m::FlattenVolumeRequest { path: self.volumes[v].path.clone(), cancel: self.rng.random_bool(0.2) };
+        let Ok(volume) = self.cluster.mds().flatten_volume(request).await else { return Ok(()) };
+        if volume.depth == 0
+            && volume.layer == self.volumes[v].head
+            && let Some(cut) = self.volumes[v].stands_on.take()
+        {
+            let snaps = self.volumes.iter_mut().flat_map(|v| &mut v.snaps);
+            snaps.filter(|s| s.cut == cut).for_each(|s| s.clones = s.clones.saturating_sub(1));
+        }
+        Ok(())
     }
 
     /// Deletes the oldest snapshot that nothing hangs on, when there are many.
