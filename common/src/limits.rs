@@ -32,7 +32,7 @@ pub const ZERO_BYTES_MAX: u32 = CHUNK_BYTES;
 pub const FRAME_BODY_BYTES_MAX: u32 = 8 << 20;
 /// Bytes of one IO given to the SDK: 64 MiB. Larger ones are refused, not split without bound.
 pub const IO_BYTES_MAX: u32 = 64 << 20;
-/// Longest ancestry of a layer. Clones beyond this depth are refused until flattening exists.
+/// Longest ancestry of a layer. Clones beyond this depth are refused: flatten one of the volumes below.
 pub const ANCESTRY_DEPTH_MAX: usize = 64;
 
 /// Bytes of one name in a path.

@@ -71,7 +71,7 @@ pub(crate) enum Refusal {
     FolderNotEmpty { path: String },
     #[error("it belongs to another owner")]
     WrongOwner,
-    #[error("{depth} layers would lie under it, at most {ANCESTRY_DEPTH_MAX} are allowed")]
+    #[error("{depth} layers would lie under it, at most {ANCESTRY_DEPTH_MAX} are allowed; flatten the source first: ogee volume flatten")]
     TooDeep { depth: u32 },
     #[error("a volume has at most {SNAPSHOTS_PER_VOLUME_MAX} snapshots")]
     TooManySnapshots,
