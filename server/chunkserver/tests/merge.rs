@@ -2,8 +2,9 @@
 
 mod support;
 
-use ogee_common::id::VolumeSeq;
-use ogee_proto::data::{Command, DropVersionHead};
+use ogee_chunkserver::store::{ChunkKey, ReadChain, ReadRange};
+use ogee_common::id::{ChunkIndex, LayerId, VolumeSeq};
+use ogee_proto::data::{Ancestor, Command, DropVersionHead, FlattenHead};
 use support::ops::{LAYER, open, write, zero};
 use support::replica::{Replica, tiny};
 use support::run;
@@ -85,5 +86,28 @@ fn a_senseless_order_is_refused() {
             assert_eq!(support::replica::status_of(&reply), ogee_proto::data::Status::BadRequest);
         }
         assert_eq!(seqs(&replica), [1, 2, 3, 4]);
+    });
+}
+
+/// A zero mark of the parent is copied as well: reading on with the ancestry from before the flatten, when a merge has laid
+/// bare what the mark had covered in the parent, still gives zeros.
+#[test]
+fn a_flattened_layer_does_not_show_what_a_merge_lays_bare_in_its_parent() {
+    run(async {
+        let mut replica = Replica::new(tiny()).await;
+        replica.apply(&open()).await;
+        replica.apply(&write(1, 0, vec![7; 4096])).await;
+        replica.apply(&zero(2, 0, 4096)).await;
+        let chain = vec![Ancestor { layer: LAYER, seq: VolumeSeq(2) }];
+        let head =
+            FlattenHead { layer: LayerId(2), chunk: ChunkIndex(0), row: 0, pages: [0xFF; 32], chain: chain.clone() };
+        replica.apply(&Command::Flatten(head)).await;
+        replica.apply(&write(3, 4096, vec![8; 4096])).await;
+        let order = DropVersionHead { layer: LAYER, after: VolumeSeq(1), seq: VolumeSeq(2), next: VolumeSeq(3) };
+        replica.apply(&Command::DropVersion(order)).await;
+        assert_eq!(replica.read_at(2, 0, 4096).await.expect("read"), vec![7; 4096], "the mark is gone from the parent");
+        let at = ChunkKey { layer: LayerId(2), chunk: ChunkIndex(0) };
+        let range = ReadRange { at, seq: VolumeSeq(1), chain: ReadChain::Given(chain.into()), offset: 0, len: 4096 };
+        assert_eq!(replica.read(&range).await.expect("read"), vec![0; 4096]);
     });
 }
