@@ -116,6 +116,18 @@ fn every_queue_is_bounded_and_no_test_is_ignored() {
     report("unbounded channels or ignored tests", &bad);
 }
 
+/// The tests of `vm-tests` are named one by one in the Makefile: one that is not named never runs.
+#[test]
+fn the_gate_runs_every_test_of_processes_and_guests() {
+    let makefile = fs::read_to_string(root().join("Makefile")).expect("a Makefile");
+    let named: Vec<&str> = makefile.split_whitespace().collect();
+    let runs = |name: &str| named.windows(2).any(|w| w == ["--test", name]);
+    let of = |n: &str| Some(n.strip_prefix("vm-tests/tests/")?.split(['.', '/']).next()?.to_owned());
+    let tests: std::collections::BTreeSet<String> = sources().iter().filter_map(|(n, _)| of(n)).collect();
+    assert!(tests.len() > 15, "only {} tests were found", tests.len());
+    report("tests that the Makefile does not name", &tests.into_iter().filter(|name| !runs(name)).collect::<Vec<_>>());
+}
+
 #[test]
 fn paths_named_in_documents_exist() {
     let mut documents = vec![];
