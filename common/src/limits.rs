@@ -240,6 +240,8 @@ pub const READ_REPAIR_ROUNDS: usize = 5;
 pub const READ_REPAIR_PAUSE: Duration = Duration::from_millis(50);
 /// Rows of a copyset that wait to be mended; what is found beyond is left to readers and the scrub.
 pub const FOUND_ROWS_MAX: usize = 1024;
+/// Of these, those that are tried before the next copyset's turn: another replica that hangs costs seconds for each.
+pub const MEND_ROWS: usize = 4;
 /// Times that a column is fetched anew because a version of it went during the fetch, before the install fails.
 pub const COLUMN_FETCH_ATTEMPTS: usize = 8;
 

@@ -5,8 +5,8 @@
 //! ```text
 //! OPERATION PATH-PART SKIP TIMES FAULT
 //! sync - 0 1 errno:5            # the next flush of anything fails with EIO
-//! write log/ 3 1 torn:512       # the fourth log write from now stores a sector and is short
-//! sync log/ 0 always delay:100  # every log write takes 100 ms longer
+//! write segment- 3 1 torn:512       # the fourth log write from now stores a sector and is short
+//! sync segment- 0 always delay:100  # every log write takes 100 ms longer
 //! ```
 //!
 //! Invariants: a process without the variable has no plan and never looks at it; one with it says so loudly when it starts, and

@@ -184,7 +184,7 @@ impl CopysetStore {
         self.state().has_found()
     }
 
-    /// Mends the rows in which pages were found damaged; what cannot be mended now stays for the next call. The caller has
+    /// Mends some of the rows in which pages were found damaged; what cannot be mended now stays for the next call. The caller has
     /// called [`CopysetStore::caught_up`] with reason.
     ///
     /// # Errors

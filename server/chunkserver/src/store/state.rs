@@ -11,12 +11,13 @@ use super::layers::LayerTable;
 use super::lookup::View;
 use super::record::{Recovery, VersionRecord};
 use super::row::Row;
-use ogee_common::limits::FOUND_ROWS_MAX;
 use ogee_common::id::{ChunkIndex, LayerId, VolumeSeq};
+use ogee_common::limits::{FOUND_ROWS_MAX, MEND_ROWS};
 use ogee_disk::DataFile;
 use ogee_raft::api::Applied;
 use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Bound;
 use std::sync::Arc;
 
 /// A chunk version in memory.
@@ -53,6 +54,8 @@ pub(crate) struct State {
     pub(crate) installing: bool,
     /// Rows with pages that were found damaged and are to be mended, at most [`FOUND_ROWS_MAX`].
     found: BTreeSet<RowKey>,
+    /// The last of them that was taken, so that rows which cannot be mended do not keep the others waiting.
+    taken: Option<RowKey>,
     pub(crate) applied: Applied,
     /// The position in the metadata store.
     pub(crate) checkpointed: Applied,
@@ -197,9 +200,16 @@ impl State {
         !self.found.is_empty()
     }
 
-    /// The rows with damage, which are then forgotten.
-    pub(crate) fn take_found(&mut self) -> BTreeSet<RowKey> {
-        std::mem::take(&mut self.found)
+    /// The next rows with damage, at most [`MEND_ROWS`], which are then forgotten; after the last comes the first.
+    pub(crate) fn take_found(&mut self) -> Vec<RowKey> {
+        let behind = self.taken.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut rows: Vec<RowKey> = self.found.range((behind, Bound::Unbounded)).take(MEND_ROWS).copied().collect();
+        if rows.is_empty() {
+            rows = self.found.iter().take(MEND_ROWS).copied().collect();
+        }
+        self.found.retain(|key| !rows.contains(key));
+        self.taken = rows.last().copied();
+        rows
     }
 
     /// Index of the last entry applied; 0 for none.

@@ -36,7 +36,7 @@ impl Core {
             let obeyed = self.live.vitals(id).0.map_or(0, |v| v.scrub.order);
             obeyed.max(self.live.scrub_order(id).map_or(0, |o| o.id))
         };
-        let order = rows.iter().map(|(id, _)| known(*id).saturating_add(1)).max().unwrap_or(0).max(clock::unix_ms());
+        let order = next_order(rows.iter().map(|(id, _)| known(*id)), clock::unix_ms());
         let named = |id: &ChunkserverId| wanted.is_empty() || wanted.contains(&id.0);
         let meant = rows.iter().filter(|(id, row)| named(id) && (r.pool.is_empty() || row.pool == r.pool));
         let chunkservers: Vec<u32> = meant.map(|(id, _)| id.0).collect();
@@ -55,5 +55,24 @@ impl Core {
             ordered: self.live.scrub_order(id).map_or(0, |o| o.id),
         };
         Ok(mds::ScrubList { scrubs: self.chunkservers()?.into_iter().map(show).collect() })
+    }
+}
+
+/// The id of an order that everybody takes for a new one.
+fn next_order(known: impl Iterator<Item = u64>, now_unix_ms: u64) -> u64 {
+    known.map(|order| order.saturating_add(1)).max().unwrap_or(0).max(now_unix_ms)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn orders_grow_whatever_the_clock_does() {
+        assert_eq!(next_order([0, 0].into_iter(), 1_000), 1_000, "nobody knows one");
+        assert_eq!(next_order([900, 0].into_iter(), 1_000), 1_000);
+        assert_eq!(next_order([5_000, 900].into_iter(), 1_000), 5_001, "the clock was ahead when the last one was given");
+        assert_eq!(next_order([1_000].into_iter(), 1_000), 1_001, "two in one millisecond");
+        assert_eq!(next_order(std::iter::empty(), 7), 7);
     }
 }
