@@ -6,7 +6,9 @@ use ogee_client::{BlockDevice, Cluster as Sdk, ClusterConfig, OpenMode, Volume};
 use ogee_common::limits::SEGMENT_BYTES;
 use ogee_common::name::VolumeRef;
 use ogee_vm_tests::cluster::Cluster;
+use ogee_vm_tests::deadline::wait_for;
 use std::path::Path;
+use std::time::Duration;
 
 const SEGMENTS: u64 = 64;
 /// Milliseconds of one call, its way to the MDS and back included; the median of five.
@@ -59,8 +61,11 @@ async fn clone_and_rollback_cost_the_same_for_any_size() -> Result<()> {
     }
     volume.detach().await?;
     cluster.ok(&["snapshot", "create", "big@s"])?;
-    let before = chunk_bytes(&cluster)?;
-    ensure!(before >= SEGMENTS * 3 * 4096, "the writes are not in the chunk files: {before} bytes");
+    // A follower hears a moment later that the last write is committed, and applies it then.
+    let before = wait_for("the writes in all chunk files", Duration::from_secs(10), || {
+        let bytes = chunk_bytes(&cluster)?;
+        Ok((bytes >= SEGMENTS * 3 * 4096).then_some(bytes))
+    })?;
     let clones: Vec<_> = (0..5).map(|n| words(&format!("clone big@s copy-{n} --json"))).collect();
     let clone = median_ms(&cluster, &clones)?;
     let rollbacks: Vec<_> = (0..5).map(|_| words("rollback big@s --json")).collect();
