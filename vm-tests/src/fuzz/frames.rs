@@ -1,9 +1,6 @@
 //! Hostile bytes on a data connection: as a stream of frames (with lengths and checksums mended now and then, so that the
 //! deeper decoders are reached) and as bare heads and commands. Nothing may panic; what decodes must encode to itself.
-#![no_main]
-
 use bytes::Bytes;
-use libfuzzer_sys::fuzz_target;
 use ogee_proto::data::{
     Command, FrameReader, HelloHead, HelloReply, OpenLayerHead, Opcode, OutFrame, RaftHead, ReadHead, ReadReply, Redirect,
     StatusHead, StatusReply, WriteHead, ZeroHead,
@@ -46,7 +43,8 @@ fn frames(bytes: &[u8]) {
     });
 }
 
-fuzz_target!(|data: &[u8]| {
+/// The target.
+pub(super) fn run(data: &[u8]) {
     heads(data);
     frames(data);
     // A well-formed frame around hostile content.
@@ -59,4 +57,4 @@ fuzz_target!(|data: &[u8]| {
         frame.payload.iter().for_each(|p| wire.extend_from_slice(p));
         frames(&wire);
     }
-});
+}

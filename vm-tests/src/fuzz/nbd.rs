@@ -1,12 +1,7 @@
 //! The bytes of a hostile client: a handshake, then requests. The first byte chooses the state at the start, so that
 //! requests are reached without a handshake by luck.
-//!
-//! `cargo +nightly fuzz run protocol` in `nbd`.
-
-#![no_main]
 
 use bytes::{Buf, BytesMut};
-use libfuzzer_sys::fuzz_target;
 use ogee_nbd::{Agreement, Command, ExportInfo, Framing, Handshake, Progress, RequestHead, check};
 
 const SIZE: u64 = 64 << 20;
@@ -62,7 +57,8 @@ fn requests(input: &mut BytesMut, agreed: &Agreement) {
     }
 }
 
-fuzz_target!(|bytes: &[u8]| {
+/// The target.
+pub(super) fn run(bytes: &[u8]) {
     let Some((choice, rest)) = bytes.split_first() else { return };
     let mut input = BytesMut::from(rest);
     let framing = [Framing::Simple, Framing::Structured, Framing::Extended][usize::from(choice % 3)];
@@ -74,4 +70,4 @@ fuzz_target!(|bytes: &[u8]| {
         Agreement { export: 0, framing, allocation: choice & 0x20 != 0, size_bytes: SIZE, read_only }
     };
     requests(&mut input, &agreed);
-});
+}

@@ -3,12 +3,7 @@
 //! Random bytes alone would nearly always stop at the header. So the bytes choose a request type, a framing and a few
 //! mutations; every chain goes through guest memory and the available ring as a driver's would. The target checks what the
 //! parser promises of a request and answers it, so that a bad address in the answer is found as well.
-//!
-//! `cargo +nightly fuzz run request` in `vhost-blk`.
 
-#![no_main]
-
-use libfuzzer_sys::fuzz_target;
 use ogee_common::limits::{IO_BYTES_MAX, VHOST_ZERO_SECTORS_MAX};
 use ogee_vhost_blk::{Operation, Parsed, Status, parse};
 use virtio_queue::desc::RawDescriptor;
@@ -151,7 +146,8 @@ fn check(memory: &GuestMemoryMmap, parsed: Parsed) {
     reply.write_status(memory, Status::Ok.byte()).expect("status was checked");
 }
 
-fuzz_target!(|bytes: &[u8]| {
+/// The target.
+pub(super) fn run(bytes: &[u8]) {
     let mut choices = Choices(bytes);
     let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), MEMORY_BYTES)]).expect("1 MiB of memory");
     let ring = MockSplitQueue::new(&memory, QUEUE_SIZE);
@@ -173,4 +169,4 @@ fuzz_target!(|bytes: &[u8]| {
     let mut queue: Queue = ring.create_queue().expect("mock queue is valid");
     let Some(chain) = queue.iter(&memory).ok().and_then(|mut heads| heads.next()) else { return };
     check(&memory, parse(chain));
-});
+}
