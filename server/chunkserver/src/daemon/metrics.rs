@@ -116,6 +116,8 @@ impl Metrics {
         page.counter("scrub_pages", "Pages that scrubs have read and verified", get(&c.scrubbed_pages))?;
         page.counter("scrub_bad_pages", "Pages that scrubs found not to match their checksum", get(&c.scrub_bad_pages))?;
         page.counter("scrub_mended_pages", "Of these, those mended from another replica", get(&c.scrub_mended_pages))?;
+        page.gauge("scrub_compared_records", "Records of pages that the scrub in progress, or the last, compared with another replica's", now.compared)?;
+        page.gauge("scrub_different_records", "Of these, those that differ", now.different)?;
         page.gauge("scrub_running", "1 while a scrub runs", now.running.into())?;
         page.gauge("scrub_done_rows", "Rows of 256 pages that this or the last scrub has done", now.done_rows)?;
         page.gauge("scrub_total_rows", "Rows that there were when it began", now.total_rows)?;

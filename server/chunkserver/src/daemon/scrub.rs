@@ -7,7 +7,8 @@
 //! ```
 //! Invariants: it goes in the order of copyset and row, and keeps where it is in the metadata store, so that a restart
 //! goes on there; no more than the configured bytes per second are read; it waits for a replica that is not in order, but
-//! not for ever: the copyset is then skipped and counted. Times are those of the wall clock: when it jumps, a scrub comes
+//! not for ever: the copyset is then skipped and counted. On the way the records of the rows are compared with those of the other
+//! replicas ([`crate::copyset::compare`]); a replica that two others outvote is given up, so that the MDS rebuilds it. Times are those of the wall clock: when it jumps, a scrub comes
 //! early or late, nothing else.
 
 use super::config::ChunkserverConfig;
@@ -24,11 +25,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
 
-/// Key [`KEY`]; value: format version 1, then [`Progress`] as postcard. It is read again only by this program's restart;
+/// Key [`KEY`]; value: format version, then [`Progress`] as postcard. It is read again only by this program's restart;
 /// one that cannot be read is as good as none.
 const TABLE_SCRUB: Table = Table::new(35, "scrub");
 const KEY: &[u8] = b"deep";
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
 /// Rows taken at a time.
 const ROWS_AT_ONCE: usize = 64;
 /// How often an idle scrub looks at the time, and a running one at a replica that is not in order.
@@ -58,6 +59,8 @@ struct Progress {
     bad: u64,
     mended: u64,
     skipped: u64,
+    compared: u64,
+    different: u64,
 }
 
 /// What one step came to.
@@ -108,6 +111,8 @@ impl Scrub {
             bad: p.bad,
             mended: p.mended,
             skipped: p.skipped,
+            compared: p.compared,
+            different: p.different,
         }
     }
 
@@ -227,6 +232,9 @@ impl Scrub {
             (p.copyset, p.after) = (next(hosted.copyset), None);
             return if p.copyset == u32::MAX { Step::End } else { Step::Done };
         }
+        if !self.compare(&hosted, after, rows.last().copied()).await {
+            return Step::Done;
+        }
         for row in rows {
             if !self.progress().running {
                 return Step::Done;
@@ -252,13 +260,47 @@ impl Scrub {
         Step::Done
     }
 
+    /// Compares the records of some rows with those of the other replicas. False if this replica was outvoted, and is now given up.
+    async fn compare(&self, hosted: &Hosted, after: Option<RowKey>, to: Option<RowKey>) -> bool {
+        let found = match hosted.store.compare(after, to, &hosted.group.others()).await {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::error!(target: "scrub", copyset = %hosted.copyset, error = &error as &dyn std::error::Error, "compare replicas");
+                return true;
+            }
+        };
+        for row in &found.different {
+            let version = row.version;
+            tracing::error!(
+                target: "scrub",
+                finding = "difference",
+                copyset = %hosted.copyset,
+                layer = version.at.layer.0,
+                chunk = version.at.chunk.0,
+                seq = version.seq.0,
+                row = row.row,
+                outvoted = found.outvoted.contains(row),
+                "the replicas' records of some pages differ"
+            );
+        }
+        let mut p = self.progress();
+        p.compared += found.judged;
+        p.different += found.different.len() as u64;
+        drop(p);
+        let is_outvoted = !found.outvoted.is_empty();
+        if is_outvoted {
+            hosted.store.give_up_outvoted();
+        }
+        !is_outvoted
+    }
+
     fn finish(&self) {
         let mut p = self.progress();
         if !p.running {
             return;
         }
         (p.running, p.finished_unix_ms) = (false, clock::unix_ms());
-        tracing::info!(target: "scrub", pages = p.pages, bad = p.bad, mended = p.mended, skipped = p.skipped, "scrub finished");
+        tracing::info!(target: "scrub", pages = p.pages, bad = p.bad, mended = p.mended, different = p.different, skipped = p.skipped, "scrub finished");
     }
 }
 
