@@ -10,6 +10,8 @@ use std::path::Path;
 
 /// Bytes of an input.
 const INPUT_MAX: usize = 4096;
+/// The runs of a target take place so many times.
+const ROUNDS: u32 = 10;
 /// Values that decoders stumble over.
 const EDGES: [&[u8]; 8] = [&[0], &[0xff], &[0x7f], &[0x80], &[0xff; 4], &[0xff; 8], &[0, 0, 0, 0x80], &[0, 0, 1, 0]];
 
@@ -54,13 +56,13 @@ fn no_target_breaks_a_promise() {
             broken.len() < 5
         };
         let mut goes_on = corpus.iter().all(|input| feed(input));
-        for _ in 0..target.smoke_runs {
+        for _ in 0..target.smoke_runs * ROUNDS {
             let mut input = corpus.choose(&mut rng).expect("some").clone();
             let other = corpus.choose(&mut rng).expect("some").clone();
             (0..rng.random_range(1..6)).for_each(|_| change(&mut input, &other, &mut rng));
             goes_on = goes_on && feed(&input);
         }
-        println!("{}: {} inputs of the corpus, {} changes of them", target.name, corpus.len(), target.smoke_runs);
+        println!("{}: {} inputs of the corpus, {} changes of them", target.name, corpus.len(), target.smoke_runs * ROUNDS);
     }
     assert!(broken.is_empty(), "targets broke on:\n{}", broken.join("\n"));
 }
