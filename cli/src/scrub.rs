@@ -19,7 +19,7 @@ pub(crate) enum ScrubCommand {
     /// Read and verify all data now, and mend what is bad from other replicas
     #[command(after_help = "Examples:\n  ogee scrub start --watch       # every chunkserver\n  ogee scrub start 3 4\n  \
         ogee scrub start --pool fast\n\nWithout it every chunkserver scrubs once a week (scrub_interval_hours).\n\
-        Exit code of --watch: 1 if anything bad was found that could not be mended.")]
+        Exit code of --watch: 1 if anything bad was found that could not be mended, or replicas differ.")]
     Start(StartArgs),
     /// How far the scrub of each chunkserver is, and what the last one found
     #[command(after_help = "Examples:\n  ogee scrub status\n  ogee scrub status --json")]
@@ -70,6 +70,8 @@ struct ScrubView {
     bad_pages: u64,
     mended_pages: u64,
     skipped_copysets: u64,
+    compared_records: u64,
+    different_records: u64,
     started_unix_ms: u64,
     finished_unix_ms: u64,
 }
@@ -95,6 +97,8 @@ impl From<m::Scrub> for ScrubView {
             bad_pages: r.bad,
             mended_pages: r.mended,
             skipped_copysets: r.skipped,
+            compared_records: r.compared,
+            different_records: r.different,
             started_unix_ms: r.started_unix_ms,
             finished_unix_ms: r.finished_unix_ms,
         }
@@ -118,7 +122,7 @@ impl ScrubView {
 fn text(list: &Vec<ScrubView>) -> String {
     let now = clock::unix_ms();
     let ago = |at: u64| if at == 0 { "-".to_owned() } else { format!("{} s ago", now.saturating_sub(at) / 1000) };
-    let mut table = Table::new(&["CHUNKSERVER", "STATE", "DONE", "PAGES", "BAD", "MENDED", "SKIPPED", "STARTED", "FINISHED"]);
+    let mut table = Table::new(&["CHUNKSERVER", "STATE", "DONE", "PAGES", "BAD", "MENDED", "DIFFER", "SKIPPED", "STARTED", "FINISHED"]);
     for s in list {
         table.row([
             s.chunkserver.to_string(),
@@ -127,6 +131,7 @@ fn text(list: &Vec<ScrubView>) -> String {
             s.pages.to_string(),
             s.bad_pages.to_string(),
             s.mended_pages.to_string(),
+            s.different_records.to_string(),
             s.skipped_copysets.to_string(),
             ago(s.started_unix_ms),
             ago(s.finished_unix_ms),
@@ -195,10 +200,13 @@ pub(crate) async fn run(context: &Context, command: ScrubCommand) -> Result<(), 
             context.out.result(&views, text)?;
             let left: u64 = views.iter().map(|s| s.bad_pages.saturating_sub(s.mended_pages)).sum();
             let skipped: u64 = views.iter().map(|s| s.skipped_copysets).sum();
-            if left + skipped == 0 {
+            let different: u64 = views.iter().map(|s| s.different_records).sum();
+            if left + skipped + different == 0 {
                 return Ok(());
             }
-            let what = format!("scrub: {left} bad pages could not be mended, {skipped} replicas were not in order");
+            let what = format!(
+                "scrub: {left} bad pages could not be mended, {different} records differ from another replica's, {skipped} replicas were not in order"
+            );
             Err(CliError::new(ErrorKind::Failure, what))
         }
         ScrubCommand::Status(args) => {

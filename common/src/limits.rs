@@ -238,6 +238,8 @@ pub const READ_REPAIRS_MAX: usize = 16;
 pub const READ_REPAIR_ROUNDS: usize = 5;
 /// Pause between them: a follower learns of a commit with the next entries, or with a heartbeat.
 pub const READ_REPAIR_PAUSE: Duration = Duration::from_millis(50);
+/// Rows whose digests travel in one answer.
+pub const COMPARE_ROWS_MAX: usize = 512;
 /// Rows of a copyset that wait to be mended; what is found beyond is left to readers and the scrub.
 pub const FOUND_ROWS_MAX: usize = 1024;
 /// Of these, those that are tried before the next copyset's turn: another replica that hangs costs seconds for each.

@@ -19,6 +19,8 @@ mod backend;
 mod dir;
 mod error;
 mod export;
+#[doc(hidden)]
+pub mod fuzzing;
 mod gc;
 mod index;
 mod key_file;

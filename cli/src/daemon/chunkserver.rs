@@ -14,6 +14,8 @@ const REBUILD_MIB_PER_SECOND: u32 = 128;
 
 /// As in the configuration's default: a week.
 const SCRUB_INTERVAL_HOURS: u32 = 168;
+/// As in the configuration's default: a day.
+const COMPARE_INTERVAL_HOURS: u32 = 24;
 /// As in the configuration's default.
 const SCRUB_MIB_PER_SECOND: u32 = 32;
 /// As in the configuration's default.
@@ -37,6 +39,7 @@ pub(crate) fn dev_config(daemon: &DevDaemon<'_>) -> Result<String, toml::ser::Er
         metadata_cache_mib: METADATA_CACHE_MIB,
         rebuild_mib_per_second: REBUILD_MIB_PER_SECOND,
         scrub_interval_hours: SCRUB_INTERVAL_HOURS,
+        compare_interval_hours: COMPARE_INTERVAL_HOURS,
         scrub_mib_per_second: SCRUB_MIB_PER_SECOND,
         flatten_mib_per_second: FLATTEN_MIB_PER_SECOND,
         metrics,

@@ -5,6 +5,8 @@
 
 pub mod copyset;
 pub mod daemon;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod store;
 
 pub use daemon::{ChunkserverConfig, run};

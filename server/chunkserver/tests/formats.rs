@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use ogee_chunkserver::copyset::fetch::{
-    Column, FetchRequest, FetchedRow, ListAnswer, RowsAnswer, decode_manifest, encode_manifest,
+    Column, DigestsAnswer, FetchRequest, FetchedRow, ListAnswer, RowDigest, RowsAnswer, decode_manifest, encode_manifest,
 };
 use ogee_chunkserver::store::key::{KIND_APPLIED, KIND_RECOVERY, copyset_key, layer_key};
 use ogee_chunkserver::store::record::{Recovery, VersionRecord, decode_applied, encode_applied};
@@ -142,6 +142,10 @@ fn requests() {
     let row = FetchRequest::Row { version: VERSION, row: 3 };
     golden(&[], &row.encode(), "01 03 03 2211000000000000 33000000 4400000000000000");
     assert_eq!(FetchRequest::decode(&row.encode()).expect("decode"), row);
+    let digests = FetchRequest::Digests { after: None, to: Some(VERSION.row(3)) };
+    let none = "00 0000000000000000 00000000 0000000000000000 00";
+    golden(&[], &digests.encode(), &format!("01 04 {none} 01 2211000000000000 33000000 4400000000000000 03"));
+    assert_eq!(FetchRequest::decode(&digests.encode()).expect("decode"), digests);
 }
 
 #[test]
@@ -166,4 +170,12 @@ fn answers() {
     let row = format!("07 01 0000 3412000000000000 {DATA_SET} {ZERO_SET} {damaged} 8941f998 00000000 {page}");
     golden(&[], &rows.encode(), &format!("01 00 10 01 0020000000000000 {row}"));
     assert_eq!(RowsAnswer::decode(&rows.encode()).expect("decode"), rows);
+
+    let digest = |row, crc| RowDigest { key: VERSION.row(row), last_index: 0x1234, crc };
+    let digests = DigestsAnswer { before: 0x2000, after: 0x2001, complete: true, rows: vec![digest(3, Some(0xAABB_CCDD)), digest(4, None)] };
+    let key = "2211000000000000 33000000 4400000000000000";
+    let rows = format!("{key} 03 3412000000000000 01 ddccbbaa {key} 04 3412000000000000 00 00000000");
+    golden(&[], &digests.encode(), &format!("01 01 0020000000000000 0120000000000000 02000000 {rows}"));
+    assert_eq!(DigestsAnswer::decode(&digests.encode()).expect("decode"), digests);
+    is_guarded(&[], &digests.encode(), |key, m| DigestsAnswer::decode(if key.is_empty() { m } else { key }));
 }

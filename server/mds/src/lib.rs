@@ -13,6 +13,8 @@ mod config;
 mod door;
 mod duties;
 mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 mod hub;
 mod identity;
 mod liveness;

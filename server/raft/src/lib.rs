@@ -14,6 +14,8 @@ mod beat;
 mod beat_count;
 mod budget;
 mod codec;
+#[doc(hidden)]
+pub mod fuzzing;
 mod group;
 mod inbound;
 mod lease;

@@ -19,6 +19,18 @@ enum Later {
     Replace(Host),
 }
 
+/// What a world has more of than others: races that chance alone hardly ever makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Flavour {
+    /// Nothing.
+    #[default]
+    Plain,
+    /// Leaders that are cut off from all but the clients, while a client that still reads there hears of no takeover.
+    OldLeaders,
+    /// Requests of a client that are long on their way, while it hears and answers the MDS.
+    SlowClients,
+}
+
 /// Faults of one world.
 #[derive(Debug, Default)]
 pub(crate) struct Faults {
@@ -27,6 +39,7 @@ pub(crate) struct Faults {
     /// What was done and when, for people.
     pub(crate) log: Vec<String>,
     next: u64,
+    flavour: Flavour,
     later: Vec<(u64, Later)>,
 }
 
@@ -47,6 +60,11 @@ impl Faults {
         }
         if self.next == 0 {
             self.next = now + rng.random_range(200..2_000);
+            self.flavour = match rng.random_range(0..4) {
+                0 => Flavour::OldLeaders,
+                1 => Flavour::SlowClients,
+                _ => Flavour::Plain,
+            };
         }
         if now >= self.next {
             self.next = now + rng.random_range(50..1_800);
@@ -62,6 +80,13 @@ impl Faults {
         let other = everybody[rng.random_range(0..everybody.len())];
         let storage = plan.chunkservers[rng.random_range(0..plan.chunkservers.len())];
         let back = now + rng.random_range(20..2_500);
+        if self.flavour != Flavour::Plain && rng.random_bool(0.6) {
+            let client = plan.clients[rng.random_range(0..plan.clients.len())];
+            return match self.flavour {
+                Flavour::OldLeaders => self.old_leader(hosts, plan, (storage, client), now, now + rng.random_range(2_500..6_000)),
+                _ => self.slow_client(hosts, plan, client, now, now + rng.random_range(100..1_800)),
+            };
+        }
         match rng.random_range(0..20) {
             0..=3 => self.kill(hosts, server, now, back),
             4 => self.kill(hosts, plan.clients[rng.random_range(0..plan.clients.len())], now, back),
@@ -91,6 +116,20 @@ impl Faults {
         }
     }
 
+    /// Servers hear nothing of a chunkserver, nor it of them; a client hears nothing of the MDS.
+    fn old_leader(&mut self, hosts: &mut Hosts, plan: &Plan, (storage, client): (Host, Host), now: u64, back: u64) -> Result<()> {
+        let others = plan.chunkservers.iter().chain(&plan.mds).filter(|o| **o != storage);
+        let mut links: Vec<(Host, Host)> = others.flat_map(|o| [(storage, *o), (*o, storage)]).collect();
+        links.extend(plan.mds.iter().flat_map(|m| [(client, *m), (*m, client)]));
+        self.hold_named(hosts, "old leader", &links, now, back)
+    }
+
+    /// Nothing of what a client sends gets to a chunkserver for a while; then all of it does.
+    fn slow_client(&mut self, hosts: &mut Hosts, plan: &Plan, client: Host, now: u64, back: u64) -> Result<()> {
+        let links: Vec<(Host, Host)> = plan.chunkservers.iter().map(|c| (client, *c)).collect();
+        self.hold_named(hosts, "slow client", &links, now, back)
+    }
+
     fn kill(&mut self, hosts: &mut Hosts, host: Host, now: u64, back: u64) -> Result<()> {
         if hosts.is_up(host) {
             self.note(now, "kill", &host);
@@ -110,7 +149,11 @@ impl Faults {
     }
 
     fn hold(&mut self, hosts: &mut Hosts, links: &[(Host, Host)], now: u64, back: u64) -> Result<()> {
-        self.note(now, if links.len() > 1 { "isolate" } else { "hold" }, &links[0]);
+        self.hold_named(hosts, if links.len() > 1 { "isolate" } else { "hold" }, links, now, back)
+    }
+
+    fn hold_named(&mut self, hosts: &mut Hosts, kind: &'static str, links: &[(Host, Host)], now: u64, back: u64) -> Result<()> {
+        self.note(now, kind, &links[0]);
         for (from, to) in links {
             hosts.net.hold(*from, *to);
             self.later.push((back, Later::LetGo(*from, *to)));

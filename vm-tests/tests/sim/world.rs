@@ -122,6 +122,7 @@ async fn run_chunkserver(stage: Arc<Stage>, host: Host) -> Result<()> {
         metrics: None,
         rebuild_mib_per_second: 0,
         scrub_interval_hours: 0,
+        compare_interval_hours: 0,
         scrub_mib_per_second: 0,
         flatten_mib_per_second: 0,
         tls: None,

@@ -5,7 +5,7 @@
 //! total and bounded; a decoded answer holds no page whose bytes do not match its checksum.
 
 use crate::store::error::ChunkStoreError;
-use crate::store::key::VersionKey;
+use crate::store::key::{RowKey, VersionKey};
 use crate::store::layers::{LayerInfo, LayerTable};
 use crate::store::pages::PageSet;
 use crate::store::record::{FORMAT, Fields, seal};
@@ -16,6 +16,9 @@ use ogee_common::checksum::{PAGE, crc32c};
 use ogee_common::id::{ChunkIndex, LayerId, VolumeSeq};
 use ogee_common::limits::ROWS_PER_CHUNK;
 use std::collections::BTreeMap;
+
+/// Bytes of an encoded [`RowDigest`].
+const DIGEST_BYTES: usize = 20 + 1 + 8 + 1 + 4;
 
 /// A request for a part of the sender's state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +46,37 @@ pub enum FetchRequest {
         /// The row.
         row: u8,
     },
+    /// What rows hold, in few bytes each, to compare replicas (see [`super::compare`]).
+    Digests {
+        /// Rows behind this one; `None`: from the first.
+        after: Option<RowKey>,
+        /// Up to this one, inclusive; `None`: to the last.
+        to: Option<RowKey>,
+    },
+}
+
+/// What a row holds, in few bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RowDigest {
+    /// The row.
+    pub key: RowKey,
+    /// Index of the last entry that changed it, or a higher one.
+    pub last_index: u64,
+    /// CRC32C over which pages are data and which zero, and their checksums; `None` while a page of it is damaged.
+    pub crc: Option<u32>,
+}
+
+/// Answer to [`FetchRequest::Digests`].
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DigestsAnswer {
+    /// Index applied before the rows were looked at: they hold all of its effects.
+    pub before: u64,
+    /// Index applied after: they hold none of later effects.
+    pub after: u64,
+    /// Whether these are all rows of the range; else there are more behind the last.
+    pub complete: bool,
+    /// The rows that hold anything, in order.
+    pub rows: Vec<RowDigest>,
 }
 
 /// All versions of all layers that share a chunk index: what is fetched as one.
@@ -106,6 +140,17 @@ fn take_version(f: &mut Fields<'_>) -> Result<VersionKey, ChunkStoreError> {
     Ok(VersionKey::new(LayerId(f.u64()?), ChunkIndex(f.u32()?), VolumeSeq(f.u64()?)))
 }
 
+fn put_row_key(key: &RowKey, out: &mut Vec<u8>) {
+    put_version(&key.version, out);
+    out.push(key.row);
+}
+
+fn take_row_key(f: &mut Fields<'_>) -> Result<RowKey, ChunkStoreError> {
+    let version = take_version(f)?;
+    let row = f.u8()?;
+    if u32::from(row) < ROWS_PER_CHUNK { Ok(version.row(row)) } else { Err(f.error()) }
+}
+
 fn put_count(n: usize, out: &mut Vec<u8>) {
     out.extend_from_slice(&u32::try_from(n).expect("messages are bounded by their size").to_le_bytes());
 }
@@ -130,6 +175,13 @@ impl FetchRequest {
                 out.extend_from_slice(&[3, *row]);
                 put_version(version, &mut out);
             }
+            Self::Digests { after, to } => {
+                out.push(4);
+                for bound in [after, to] {
+                    out.push(u8::from(bound.is_some()));
+                    put_row_key(&bound.unwrap_or_else(|| VersionKey::new(LayerId(0), ChunkIndex(0), VolumeSeq(0)).row(0)), &mut out);
+                }
+            }
         }
         seal(&[], out).into()
     }
@@ -150,6 +202,11 @@ impl FetchRequest {
                 3 => {
                     let row = f.u8()?;
                     Self::Row { version: take_version(&mut f)?, row }
+                }
+                4 => {
+                    let bound = |f: &mut Fields<'_>| Ok::<_, ChunkStoreError>((f.u8()? == 1, take_row_key(f)?));
+                    let (after, to) = (bound(&mut f)?, bound(&mut f)?);
+                    Self::Digests { after: after.0.then_some(after.1), to: to.0.then_some(to.1) }
                 }
                 _ => return Err(f.error()),
             };
@@ -264,6 +321,49 @@ impl RowsAnswer {
             return Err(f.error());
         }
         Ok(Self { applied, gone: gone == 1, next_row, rows })
+    }
+}
+
+impl DigestsAnswer {
+    /// Encodes the answer.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        let mut out = vec![FORMAT, u8::from(self.complete)];
+        out.extend_from_slice(&self.before.to_le_bytes());
+        out.extend_from_slice(&self.after.to_le_bytes());
+        put_count(self.rows.len(), &mut out);
+        for row in &self.rows {
+            put_row_key(&row.key, &mut out);
+            out.extend_from_slice(&row.last_index.to_le_bytes());
+            out.push(u8::from(row.crc.is_some()));
+            out.extend_from_slice(&row.crc.unwrap_or(0).to_le_bytes());
+        }
+        seal(&[], out).into()
+    }
+
+    /// Decodes an answer.
+    ///
+    /// # Errors
+    /// [`ChunkStoreError::Fetch`].
+    pub fn decode(message: &[u8]) -> Result<Self, ChunkStoreError> {
+        let mut f = open("digests of rows", message)?;
+        let mut take = || {
+            let complete = f.u8()? == 1;
+            let (before, after) = (f.u64()?, f.u64()?);
+            let mut rows: Vec<RowDigest> = vec![];
+            for _ in 0..f.count(DIGEST_BYTES)? {
+                let (key, last_index) = (take_row_key(&mut f)?, f.u64()?);
+                let (has, crc) = (f.u8()? == 1, f.u32()?);
+                if rows.last().is_some_and(|last| last.key >= key) {
+                    return Err(f.error());
+                }
+                rows.push(RowDigest { key, last_index, crc: has.then_some(crc) });
+            }
+            Ok::<_, ChunkStoreError>(Self { before, after, complete, rows })
+        };
+        let answer = take().map_err(|_| bad("digests of rows"))?;
+        f.finish().map_err(|_| bad("digests of rows"))?;
+        Ok(answer)
     }
 }
 

@@ -5,6 +5,7 @@
 //! Called by the daemon, which opens a Raft group with a [`CopysetMachine`] and reads through the shared
 //! [`crate::store::CopysetStore`]. Deliberately absent: the network, leases, and who the leader is.
 
+pub mod compare;
 pub mod fetch;
 pub mod install;
 pub mod machine;

@@ -83,6 +83,7 @@ impl CopysetStore {
                 Ok(self.rows_since(version, from_index, from_row).await?.encode())
             }
             FetchRequest::Row { version, row } => Ok(self.row_now(version, row).await?.encode()),
+            FetchRequest::Digests { after, to } => Ok(self.digests(after, to).await?.encode()),
         }
     }
 

@@ -51,6 +51,9 @@ pub struct ChunkserverConfig {
     /// Hours from the begin of one scrub of all data on this disk to the next (default 168, a week); 0: only when ordered.
     #[serde(default = "default_scrub_interval_hours")]
     pub scrub_interval_hours: u32,
+    /// Hours from the begin of one comparison of this disk's records with those of the other replicas to the next (default 24); 0: only with a scrub.
+    #[serde(default = "default_compare_interval_hours")]
+    pub compare_interval_hours: u32,
     /// Megabytes per second that a scrub reads (default 32); 0: no limit.
     #[serde(default = "default_scrub_mib_per_second")]
     pub scrub_mib_per_second: u32,
@@ -72,6 +75,10 @@ fn default_rebuild_mib_per_second() -> u32 {
 
 fn default_scrub_interval_hours() -> u32 {
     7 * 24
+}
+
+fn default_compare_interval_hours() -> u32 {
+    24
 }
 
 fn default_scrub_mib_per_second() -> u32 {

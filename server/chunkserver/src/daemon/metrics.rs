@@ -26,6 +26,7 @@ pub(super) struct Metrics {
     pub(super) copysets: Arc<Copysets>,
     pub(super) sessions: Arc<Sessions>,
     pub(super) scrub: Arc<Scrub>,
+    pub(super) compare: Arc<Scrub>,
 }
 
 /// Serves the figures. An address that cannot be had is told and is no reason not to serve data.
@@ -116,6 +117,14 @@ impl Metrics {
         page.counter("scrub_pages", "Pages that scrubs have read and verified", get(&c.scrubbed_pages))?;
         page.counter("scrub_bad_pages", "Pages that scrubs found not to match their checksum", get(&c.scrub_bad_pages))?;
         page.counter("scrub_mended_pages", "Of these, those mended from another replica", get(&c.scrub_mended_pages))?;
+        let daily = self.compare.report();
+        let of = "Records of pages that the deep scrub (or the daily comparison) that runs, or ran last, compared with another replica's";
+        page.gauge("scrub_compared_records", of, now.compared)?;
+        page.gauge("compare_compared_records", of, daily.compared)?;
+        let of = "Own records that differ from another replica's, found by the deep scrub (or the daily comparison)";
+        page.gauge("scrub_different_records", of, now.different)?;
+        page.gauge("compare_different_records", of, daily.different)?;
+        page.gauge("compare_finished_seconds", "Unix time at which a comparison last came to its end; 0: never", daily.finished_unix_ms / 1000)?;
         page.gauge("scrub_running", "1 while a scrub runs", now.running.into())?;
         page.gauge("scrub_done_rows", "Rows of 256 pages that this or the last scrub has done", now.done_rows)?;
         page.gauge("scrub_total_rows", "Rows that there were when it began", now.total_rows)?;

@@ -26,3 +26,4 @@ mod upkeep;
 pub use config::ChunkserverConfig;
 pub use error::{DaemonError, DaemonErrorKind};
 pub use run::run;
+pub(crate) use superblock::superblock_fuzz;

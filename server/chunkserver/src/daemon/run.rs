@@ -14,7 +14,7 @@ use super::flatten::Flattens;
 use super::mds_channel::MdsChannel;
 use super::mender;
 use super::metrics::{self, Metrics};
-use super::scrub::Scrub;
+use super::scrub::{Depth, Scrub};
 use super::sessions::Sessions;
 use super::superblock::Superblock;
 use super::upkeep::{Upkeep, checkpoint, load_book};
@@ -60,6 +60,7 @@ struct Process {
     control: Arc<Control>,
     upkeep: Upkeep,
     scrub: Arc<Scrub>,
+    compare: Arc<Scrub>,
     wal: Wal,
     /// The store's word that its metadata is damaged.
     damaged: watch::Receiver<Option<Arc<str>>>,
@@ -78,12 +79,8 @@ impl Process {
         let superblock = Superblock::load_or_create(&dir, &path)?;
         let network = Network::new(config.tls.as_ref())
             .map_err(|e| fail(DaemonErrorKind::Certificate, "read certificates for", e.into()))?;
-        let listener = net::listen(config.listen).await.map_err(|e| DaemonError {
-            kind: DaemonErrorKind::Listen,
-            verb: "listen for the chunkserver of",
-            path: path.clone(),
-            source: format!("{}: {e}", config.listen).into(),
-        })?;
+        let listener = net::listen(config.listen).await
+            .map_err(|e| fail(DaemonErrorKind::Listen, "listen for the chunkserver of", format!("{}: {e}", config.listen).into()))?;
         let mds = Arc::new(MdsChannel::new(config.mds.clone(), network.clone()));
         let superblock = register(config, &dir, superblock, &mds).await?;
         let own = superblock.id.0;
@@ -102,7 +99,8 @@ impl Process {
         let (damaged, failed) = (store.damage(), store.failure());
         open_replicas(&copysets, &damaged, &dir, &path).await?;
         let sessions = Arc::new(Sessions::default());
-        let scrub = Scrub::of_config(config, copysets.clone(), meta.clone());
+        let scrub = Scrub::of_config(Depth::Deep, config, copysets.clone(), meta.clone());
+        let compare = Scrub::of_config(Depth::Light, config, copysets.clone(), meta.clone());
         let metrics = Metrics {
             own,
             wal: wal.clone(),
@@ -112,6 +110,7 @@ impl Process {
             copysets: copysets.clone(),
             sessions: sessions.clone(),
             scrub: scrub.clone(),
+            compare: compare.clone(),
         };
         let server = Arc::new(DataServer {
             own,
@@ -137,7 +136,7 @@ impl Process {
         let upkeep = Upkeep { copysets: copysets.clone(), control: control.clone(), book, meta, wal: wal.clone() };
         tracing::info!(chunkserver = %superblock.id, listen = %config.listen, zone = config.zone, "chunkserver serves");
         let _metrics = config.metrics.and_then(|addr| metrics::serve(addr, metrics));
-        Ok(Self { own, path, dir: own_dir, listener, network, server, copysets, control, upkeep, scrub, wal, damaged, failed, _metrics })
+        Ok(Self { own, path, dir: own_dir, listener, network, server, copysets, control, upkeep, scrub, compare, wal, damaged, failed, _metrics })
     }
 
     async fn serve(self, shutdown: impl Future<Output = ()>) -> Result<(), DaemonError> {
@@ -145,6 +144,7 @@ impl Process {
         tasks.spawn(self.control.run());
         tasks.spawn(self.upkeep.run());
         tasks.spawn(self.scrub.run());
+        tasks.spawn(self.compare.run());
         tasks.spawn(mender::run(self.copysets.clone()));
         tasks.spawn(accept_all(self.listener, self.network, self.server, self.own));
         let mut ended = self.wal.ended();

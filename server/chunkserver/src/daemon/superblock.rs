@@ -38,6 +38,18 @@ pub(super) struct Superblock {
     pub(super) cluster: [u8; 16],
 }
 
+/// For the fuzz target: any bytes are decoded or refused, and what decodes encodes to itself.
+pub(crate) fn superblock_fuzz(data: &[u8]) {
+    let mut sealed = data.get(..BYTES - 4).unwrap_or_default().to_vec();
+    let crc = crc32c(&sealed);
+    sealed.extend_from_slice(&crc.to_le_bytes());
+    for bytes in [data, &sealed] {
+        if let Ok(superblock) = Superblock::decode(bytes) {
+            assert_eq!(superblock.encode()[..48], bytes[..48]);
+        }
+    }
+}
+
 impl Superblock {
     /// Whether the superblock is still where it was read.
     pub(super) fn is_in_place(dir: &DataDir) -> bool {

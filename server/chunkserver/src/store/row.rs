@@ -14,6 +14,7 @@
 use super::error::ChunkStoreError;
 use super::pages::PageSet;
 use super::record::{FORMAT, Fields, seal};
+use ogee_common::checksum::crc32c;
 use ogee_common::limits::PAGES_PER_ROW;
 
 /// Bytes of a row in memory, roughly; for sizing the cache.
@@ -103,6 +104,17 @@ impl Row {
     #[must_use]
     pub const fn damaged(&self) -> PageSet {
         self.damaged
+    }
+
+    /// CRC32C over what the row says of its pages; `None` while one of them is damaged, which no two replicas have in common. The index of
+    /// the last change takes no part: a row that was fetched may carry a higher one.
+    #[must_use]
+    pub fn digest(&self) -> Option<u32> {
+        if !self.damaged.is_empty() {
+            return None;
+        }
+        let crcs: Vec<u8> = self.data.iter().flat_map(|page| self.crcs[page as usize].to_le_bytes()).collect();
+        Some(crc32c(&[&self.data.encode()[..], &self.zero.encode()[..], &crcs].concat()))
     }
 
     /// The row as one that this process has not changed.

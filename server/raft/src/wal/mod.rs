@@ -16,7 +16,7 @@
 mod cache;
 mod core;
 mod error;
-mod format;
+pub(crate) mod format;
 mod group;
 mod read;
 mod recovery;

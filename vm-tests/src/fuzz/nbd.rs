@@ -1,0 +1,73 @@
+//! The bytes of a hostile client: a handshake, then requests. The first byte chooses the state at the start, so that
+//! requests are reached without a handshake by luck.
+
+use bytes::{Buf, BytesMut};
+use ogee_nbd::{Agreement, Command, ExportInfo, Framing, Handshake, Progress, RequestHead, check};
+
+const SIZE: u64 = 64 << 20;
+
+fn exports() -> Vec<ExportInfo> {
+    let export = |name: &str, read_only| ExportInfo {
+        name: name.to_owned(),
+        description: "d".to_owned(),
+        size_bytes: SIZE,
+        read_only,
+    };
+    vec![export("vm1", false), export("vm1@s", true)]
+}
+
+/// What a handshake comes to; `None` if it does not end in an agreement.
+fn shake_hands(input: &mut BytesMut) -> Option<Agreement> {
+    let exports = exports();
+    let (mut handshake, mut out) = (Handshake::default(), BytesMut::new());
+    loop {
+        let before = input.len();
+        match handshake.advance(&exports, input, &mut out) {
+            Ok(Progress::Replied) => assert!(input.len() < before, "every answer takes something"),
+            Ok(Progress::Transmission(agreed)) => return Some(agreed),
+            Ok(Progress::NeedBytes(more)) => {
+                assert!(more > 0);
+                return None;
+            }
+            Ok(Progress::Aborted) | Err(_) => return None,
+        }
+        // One option: at most a line for each export.
+        assert!(out.len() < 4096);
+        out.clear();
+    }
+}
+
+fn requests(input: &mut BytesMut, agreed: &Agreement) {
+    while let Ok(Some(head)) = RequestHead::decode(agreed.framing, input) {
+        let total = RequestHead::bytes(agreed.framing) + head.payload_len;
+        assert!(head.payload_len <= 32 << 20);
+        match check(&head, agreed) {
+            Ok(Command::Disconnect | Command::Flush) | Err(_) => {}
+            Ok(command) => {
+                assert!(head.len > 0 && head.offset + head.len <= SIZE);
+                let writes =
+                    matches!(command, Command::Write { .. } | Command::Trim { .. } | Command::WriteZeroes { .. });
+                assert!(!writes || !agreed.read_only);
+            }
+        }
+        if input.len() < total {
+            return;
+        }
+        input.advance(total);
+    }
+}
+
+/// The target.
+pub(super) fn run(bytes: &[u8]) {
+    let Some((choice, rest)) = bytes.split_first() else { return };
+    let mut input = BytesMut::from(rest);
+    let framing = [Framing::Simple, Framing::Structured, Framing::Extended][usize::from(choice % 3)];
+    let agreed = if choice & 0x80 == 0 {
+        let Some(agreed) = shake_hands(&mut input) else { return };
+        agreed
+    } else {
+        let read_only = choice & 0x40 != 0;
+        Agreement { export: 0, framing, allocation: choice & 0x20 != 0, size_bytes: SIZE, read_only }
+    };
+    requests(&mut input, &agreed);
+}
