@@ -268,6 +268,8 @@ pub const WAL_GROUPS_MAX: usize = 4096;
 pub const WAL_SPARE_SEGMENTS: usize = 16;
 /// A log that found the disk full looks again after this time.
 pub const WAL_NO_SPACE_RETRY: Duration = Duration::from_millis(500);
+/// A log that was idle this long marks its end.
+pub const WAL_MARK_AFTER: Duration = Duration::from_millis(200);
 
 const _: () = assert!(RAFT_COMMAND_BYTES_MAX <= WAL_ENTRY_BYTES_MAX);
 const _: () = assert!(WAL_SEGMENT_BYTES >= 2 * (WAL_ENTRY_BYTES_MAX + WAL_GROUPS_MAX * 104 + 8192) as u64);

@@ -2,7 +2,7 @@
 //!
 //! [`LogWriter`] writes through io_uring from the calling tokio loop; where the kernel refuses io_uring, or the file
 //! system refuses direct IO (tmpfs), it falls back to `pwrite` + `fdatasync` on the blocking pool, and says so once.
-//! Invariants: a write is durable when it returns `Ok`; a short write is an error; a file is locked while it is open,
+//! Invariants: a write is durable when it returns `Ok`, but for [`LogWriter::write_unflushed`]; a short write is an error; a file is locked while it is open,
 //! and the lock lives until the kernel has finished its last write, so that a new process cannot read a log that an
 //! old one is still writing. Deliberately absent: growing files; space is written once, by [`LogFile::create_zeroed`].
 
@@ -218,6 +218,21 @@ impl LogWriter {
             _ => write_on_pool(file, offset, buf).await,
         }
     }
+
+    /// Writes `buf` as [`LogWriter::write`] does, but does not make it durable: a killed process leaves it, a power cut may take it or tear it.
+    ///
+    /// # Errors
+    /// As for [`LogWriter::write`].
+    pub async fn write_unflushed(&self, file: &Arc<LogFile>, offset: u64, buf: AlignedBuf) -> (Result<(), DiskError>, AlignedBuf) {
+        let op = "write log file";
+        assert!(buf.len().is_multiple_of(ALIGN) && offset.is_multiple_of(ALIGN as u64), "log writes are whole pages");
+        assert!(offset + buf.len() as u64 <= file.bytes, "log files do not grow");
+        match fault::check_write(&file.faults, op, &file.path) {
+            Ok(None) => on_pool(file, buf, move |file, buf| file.file.write_all_at(buf, offset)).await,
+            Ok(Some(torn)) => (Err(write_torn(file, offset, &buf, torn)), buf),
+            Err(e) => (Err(e), buf),
+        }
+    }
 }
 
 /// A write takes time. Whoever is killed or loses power in between leaves the first part of it.
@@ -242,8 +257,16 @@ async fn write_simulated(file: &Arc<LogFile>, offset: u64, buf: AlignedBuf) -> (
 }
 
 async fn write_on_pool(file: &Arc<LogFile>, offset: u64, buf: AlignedBuf) -> (Result<(), DiskError>, AlignedBuf) {
+    on_pool(file, buf, move |file, buf| file.write_blocking(offset, buf)).await
+}
+
+async fn on_pool(
+    file: &Arc<LogFile>,
+    buf: AlignedBuf,
+    write: impl FnOnce(&LogFile, &[u8]) -> io::Result<()> + Send + 'static,
+) -> (Result<(), DiskError>, AlignedBuf) {
     let owned = Arc::clone(file);
-    let task = sim::spawn_blocking(move || (owned.write_blocking(offset, &buf), buf));
+    let task = sim::spawn_blocking(move || (write(&owned, &buf), buf));
     match task.await {
         Ok((result, buf)) => (result.map_err(|e| DiskError::new("write log file", &file.path, e)), buf),
         Err(e) => {

@@ -36,6 +36,11 @@ impl Choices<'_> {
         u64::from_le_bytes(std::array::from_fn(|_| self.byte()))
     }
 
+    /// The low half of a word.
+    fn half(&mut self) -> u32 {
+        u32::try_from(self.word() & u64::from(u32::MAX)).expect("masked")
+    }
+
     /// True for one value in 32.
     fn rarely(&mut self) -> bool {
         self.byte() % 32 == 31
@@ -44,10 +49,14 @@ impl Choices<'_> {
 
 type Piece = (u64, u32, u16);
 
+fn count(n: u64) -> u32 {
+    u32::try_from(n).expect("a short chain")
+}
+
 /// A valid chain for the chosen type, its header and ranges in memory.
 fn valid_chain(memory: &GuestMemoryMmap, choices: &mut Choices<'_>) -> Vec<Piece> {
     let kind = [0_u32, 1, 4, 8, 11, 13][usize::from(choices.byte() % 6)];
-    let kind = if choices.rarely() { choices.word() as u32 } else { kind };
+    let kind = if choices.rarely() { choices.half() } else { kind };
     let sector = if choices.rarely() { choices.word() } else { u64::from(choices.byte()) };
     memory.write_obj(kind.to_le(), GuestAddress(HEADER_AT)).expect("header is in memory");
     memory.write_obj(sector.to_le(), GuestAddress(HEADER_AT + 8)).expect("header is in memory");
@@ -62,13 +71,13 @@ fn valid_chain(memory: &GuestMemoryMmap, choices: &mut Choices<'_>) -> Vec<Piece
         11 | 13 => {
             for i in 0..=pieces {
                 let at = DATA_AT + i * 16;
-                let count = if choices.rarely() { choices.word() as u32 } else { u32::from(choices.byte()) };
-                let flags = if choices.rarely() { choices.word() as u32 } else { 0 };
+                let sectors = if choices.rarely() { choices.half() } else { u32::from(choices.byte()) };
+                let flags = if choices.rarely() { choices.half() } else { 0 };
                 memory.write_obj(choices.word().to_le() >> 16, GuestAddress(at)).expect("ranges are in memory");
-                memory.write_obj(count.to_le(), GuestAddress(at + 8)).expect("ranges are in memory");
+                memory.write_obj(sectors.to_le(), GuestAddress(at + 8)).expect("ranges are in memory");
                 memory.write_obj(flags.to_le(), GuestAddress(at + 12)).expect("ranges are in memory");
             }
-            chain.push((DATA_AT, (pieces as u32 + 1) * 16, 0));
+            chain.push((DATA_AT, count(pieces + 1) * 16, 0));
         }
         _ => {}
     }
@@ -83,7 +92,7 @@ fn mutate(chain: &mut Vec<Piece>, choices: &mut Choices<'_>) {
         let (at, len, flags) = chain[i];
         match choices.byte() {
             248 => chain[i].0 = choices.word(),
-            249 => chain[i].1 = choices.word() as u32,
+            249 => chain[i].1 = choices.half(),
             250 => chain[i].2 ^= WRITE,
             251 => chain[i].1 = u32::from(choices.byte()),
             252 => chain.swap(i, 0),
@@ -107,7 +116,7 @@ fn store(memory: &GuestMemoryMmap, table: u64, chain: &[Piece], choices: &mut Ch
     for (i, (at, len, flags)) in chain.iter().enumerate() {
         let last = i + 1 == chain.len();
         let mut flags = if last { *flags } else { *flags | NEXT };
-        let mut next = i as u16 + 1;
+        let mut next = u16::try_from(i).expect("a short chain") + 1;
         if choices.rarely() {
             flags ^= 1 << (choices.byte() % 4);
             next = u16::from(choices.byte());
@@ -156,8 +165,8 @@ pub(super) fn run(bytes: &[u8]) {
     let indirect = choices.byte() % 2 == 1;
     if indirect {
         store(&memory, TABLE_AT, &chain, &mut choices);
-        let len = chain.len() as u32 * 16;
-        let len = if choices.rarely() { choices.word() as u32 } else { len };
+        let len = count(chain.len() as u64) * 16;
+        let len = if choices.rarely() { choices.half() } else { len };
         let head = RawDescriptor::from(Descriptor::new(TABLE_AT, len, INDIRECT, 0));
         memory.write_obj(head, ring.desc_table_addr()).expect("table is in memory");
     } else {

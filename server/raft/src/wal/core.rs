@@ -275,6 +275,19 @@ impl Core {
         Some((file, start, flight))
     }
 
+    /// Encodes a mark: a batch without records behind the tail. Neither tail nor sequence move, so the next batch takes its place. `None` when
+    /// there is no room, or no tail.
+    pub(super) fn mark(&self, buf: &mut AlignedBuf) -> Option<(Arc<LogFile>, u64)> {
+        let tail = self.tail.as_ref().filter(|t| t.offset > 0 && t.offset + ALIGN as u64 <= t.file.bytes())?;
+        BatchEncoder::new(buf, BatchId { log: self.log, segment: tail.number, sequence: self.sequence + 1 }).finish();
+        Some((Arc::clone(&tail.file), tail.offset))
+    }
+
+    /// Whether anything was ever written to this log.
+    pub(super) const fn is_used(&self) -> bool {
+        self.sequence > 0
+    }
+
     /// Takes note of a record that is now part of a batch.
     fn encoded(&mut self, item: &Queued, location: Location, flight: &mut InFlight) {
         flight.records += 1;

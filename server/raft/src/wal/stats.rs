@@ -9,6 +9,7 @@ pub(super) struct Counters {
     pub(super) bytes: AtomicU64,
     pub(super) records: AtomicU64,
     pub(super) entries: AtomicU64,
+    pub(super) marks: AtomicU64,
     pub(super) segments_created: AtomicU64,
     pub(super) segments_reused: AtomicU64,
 }
@@ -24,6 +25,8 @@ pub struct WalStats {
     pub records: u64,
     /// Entries among them.
     pub entries: u64,
+    /// Marks behind the last batch, which are not flushed.
+    pub marks: u64,
     /// Segments that were created.
     pub segments_created: u64,
     /// Segments that were reused.
@@ -42,6 +45,7 @@ impl Counters {
             bytes: get(&self.bytes),
             records: get(&self.records),
             entries: get(&self.entries),
+            marks: get(&self.marks),
             segments_created: get(&self.segments_created),
             segments_reused: get(&self.segments_reused),
         }

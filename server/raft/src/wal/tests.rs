@@ -2,6 +2,7 @@
 //! and the format have files of their own.
 
 mod crash;
+mod flips;
 mod golden;
 
 use super::*;
@@ -458,14 +459,19 @@ async fn missing_files_are_refused() {
 async fn a_torn_tail_is_cut_and_stays_cut() {
     let temp = temp();
     let count = three_segments(temp.path()).await;
-    // The last batch of the last written segment: found by walking the batches.
+    // The last batch with records of the last written segment: found by walking the batches. Its process did not come to write the mark.
     let files = segment_files(temp.path());
     let identity = std::fs::read(temp.path().join("wal/identity")).expect("identity");
     let log = u64::from_le_bytes(identity[8..16].try_into().expect("eight bytes"));
     let bytes = std::fs::read(temp.path().join("wal").join(&files[2])).expect("read file");
     let (mut at, mut last) = (0, 0);
     while let Ok(batch) = format::decode_batch(&bytes[at..], log, 3) {
-        (last, at) = (at, at + batch.bytes);
+        if batch.records.is_empty() {
+            damage(temp.path(), 2, at);
+        } else {
+            last = at;
+        }
+        at += batch.bytes;
     }
     damage(temp.path(), 2, last + 200);
     for _ in 0..3 {

@@ -6,6 +6,10 @@
 //!    v                       v closing                       v
 //!  ended: Closed          ended: Closed                   ended: the error, for ever (INV)
 //! ```
+//! Behind the last batch, when the log falls idle or closes, comes a *mark*: a batch without records. What stands in front of a whole batch
+//! was durable, so damage to the last records is not mistaken for the torn tail of a crash; only what was written less than
+//! [`WAL_MARK_AFTER`] before a crash can be. A mark need not be durable itself, and the next batch is written over it.
+//!
 //! Invariants: one write in flight; a segment is written only from the start on and only once its name is durable; when
 //! the task ends, for whatever reason, everyone who waits is told. A full disk is not an error here: the roll waits.
 
@@ -17,8 +21,8 @@ use super::stats::Counters;
 use super::{Completion, Shared, WalOptions, entry_bytes_max};
 use futures_util::FutureExt as _;
 use ogee_common::clock::{self, Instant};
-use ogee_common::limits::WAL_NO_SPACE_RETRY;
-use ogee_disk::{AlignedBuf, DiskError, DiskErrorKind, LogFile, LogWriter};
+use ogee_common::limits::{WAL_MARK_AFTER, WAL_NO_SPACE_RETRY};
+use ogee_disk::{ALIGN, AlignedBuf, DiskError, DiskErrorKind, LogFile, LogWriter};
 use std::sync::Arc;
 use tokio::task::JoinHandle;
 
@@ -39,8 +43,10 @@ impl Start {
         let Recovered { mut core, identity, next_number, empty } = recovered;
         core.prepared_bytes = empty.as_ref().map_or(0, |f| f.bytes());
         let buf = AlignedBuf::with_capacity(BUFFER_BYTES);
+        // What was found may have no mark: the process before was killed in the midst of work.
+        let mark_at = core.is_used().then(|| clock::now() + WAL_MARK_AFTER);
         let writer =
-            Writer { shared: None, place, options, io, buf, identity, next_number, ready: empty, job: None, retry_at: None };
+            Writer { shared: None, place, options, io, buf, identity, next_number, ready: empty, job: None, retry_at: None, mark_at };
         Ok(Self { core, writer })
     }
 
@@ -84,6 +90,8 @@ pub(super) struct Writer {
     job: Option<JoinHandle<JobResult>>,
     /// After a full disk: not before.
     retry_at: Option<Instant>,
+    /// When the last batch gets its mark, if nothing follows it.
+    mark_at: Option<Instant>,
 }
 
 impl Writer {
@@ -114,7 +122,10 @@ impl Writer {
 
     /// Waits for work and writes one batch; `false` when the log closes.
     async fn step(&mut self, shared: &Shared) -> Result<bool, Box<(WalError, Option<InFlight>)>> {
-        if !self.wait_for_work(shared).await.map_err(alone)? {
+        if !self.wait_for_work(shared).await? {
+            if self.mark_at.is_some() {
+                self.mark(shared).await?;
+            }
             return Ok(false);
         }
         while !shared.lock().fits() {
@@ -122,8 +133,16 @@ impl Writer {
                 return Ok(false);
             }
         }
+        self.write_batch(shared).await?;
+        Ok(true)
+    }
+
+    /// Writes what is queued and fits as one batch.
+    async fn write_batch(&mut self, shared: &Shared) -> Result<(), Box<(WalError, Option<InFlight>)>> {
         let encoded = shared.lock().encode(&mut self.buf);
-        let Some((file, offset, flight)) = encoded else { return Ok(true) };
+        let Some((file, offset, flight)) = encoded else { return Ok(()) };
+        // A batch without records at the start of a segment is the mark of the segment before.
+        self.mark_at = (flight.records > 0).then(|| clock::now() + WAL_MARK_AFTER);
         shared.drained.notify_waiters();
         let buf = std::mem::replace(&mut self.buf, AlignedBuf::with_capacity(0));
         let bytes = buf.len() as u64;
@@ -143,11 +162,29 @@ impl Writer {
         Counters::add(&shared.counters.entries, flight.entries);
         let done = shared.lock().completed(flight);
         tell(done, &Ok(()));
-        self.housekeeping(shared).map_err(alone)?;
-        Ok(true)
+        self.housekeeping(shared).map_err(alone)
     }
 
-    async fn wait_for_work(&mut self, shared: &Shared) -> Result<bool, WalError> {
+    /// Writes a mark behind the last batch. Where there is no room, or the process has written nothing yet, the head of a new segment is one.
+    async fn mark(&mut self, shared: &Shared) -> Result<(), Box<(WalError, Option<InFlight>)>> {
+        self.mark_at = None;
+        if self.buf.capacity() < ALIGN {
+            self.buf = AlignedBuf::with_capacity(BUFFER_BYTES);
+        }
+        let Some((file, offset)) = shared.lock().mark(&mut self.buf) else {
+            if self.roll(shared).await.map_err(alone)? {
+                self.write_batch(shared).await?;
+            }
+            return Ok(());
+        };
+        let buf = std::mem::replace(&mut self.buf, AlignedBuf::with_capacity(0));
+        let (result, buf) = self.io.write_unflushed(&file, offset, buf).await;
+        self.buf = buf;
+        Counters::add(&shared.counters.marks, 1);
+        result.map_err(|e| alone(WalError::disk("mark end of log", e)))
+    }
+
+    async fn wait_for_work(&mut self, shared: &Shared) -> Result<bool, Box<(WalError, Option<InFlight>)>> {
         loop {
             {
                 let core = shared.lock();
@@ -158,7 +195,11 @@ impl Writer {
                     return Ok(false);
                 }
             }
-            self.pause(shared).await?;
+            if self.mark_at.is_some_and(|at| at <= clock::now()) {
+                self.mark(shared).await?;
+            } else {
+                self.pause(shared).await.map_err(alone)?;
+            }
         }
     }
 
@@ -175,6 +216,7 @@ impl Writer {
                 self.retry_at = None;
                 self.housekeeping(shared)
             }
+            () = until(self.mark_at) => Ok(()),
         }
     }
 
@@ -185,6 +227,7 @@ impl Writer {
             // Even an empty segment does not hold the states of all groups and one record.
             return Err(WalError::new(WalErrorKind::TooBig, "start segment"));
         }
+        self.mark_at = None;
         while self.ready.is_none() {
             if self.job.is_none() && self.retry_at.is_none() {
                 self.start_prepare(shared);
