@@ -12,6 +12,7 @@ use crate::export::ExportArgs;
 use crate::image::ImageCommand;
 use crate::nbd::NbdCommand;
 use crate::scrub::ScrubCommand;
+use crate::verify::VerifyCommand;
 use crate::snapshot::{CloneArgs, RollbackArgs, SnapshotCommand};
 use crate::tls::TlsCommand;
 use crate::vhost::VhostBlkArgs;
@@ -68,6 +69,9 @@ pub(crate) enum Command {
     /// Read and verify all data of chunkservers, and mend what is bad
     #[command(subcommand)]
     Scrub(ScrubCommand),
+    /// Read and verify every replica of a volume, and mend what is bad
+    #[command(subcommand)]
+    Verify(VerifyCommand),
     /// Make and list pools of chunkservers
     #[command(subcommand)]
     Pool(PoolCommand),

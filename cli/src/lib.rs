@@ -50,6 +50,7 @@ mod signals;
 mod snapshot;
 mod sparse;
 mod tls;
+mod verify;
 mod vhost;
 mod volume;
 mod volume_metrics;
@@ -111,6 +112,7 @@ async fn act_as_client(context: Context, command: Command) -> Result<(), CliErro
         Command::Status => cluster::status(c).await,
         Command::Cluster(command) => cluster::run(c, command).await,
         Command::Scrub(command) => scrub::run(c, command).await,
+        Command::Verify(command) => verify::run(c, command).await,
         Command::Pool(command) => cluster::run_pool(c, command).await,
         Command::Image(command) => image::run(c, command).await,
         Command::Export(args) => export::run(c, args).await,

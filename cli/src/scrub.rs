@@ -59,11 +59,13 @@ pub(crate) struct StatusArgs {
     watch: bool,
 }
 
+/// What a scrub, or a verification, of one chunkserver has come to.
 #[derive(Debug, Clone, Serialize)]
-struct ScrubView {
-    chunkserver: u32,
+pub(crate) struct ScrubView {
+    /// Whose.
+    pub(crate) chunkserver: u32,
     /// `ordered`, `running`, `done`, `stopped`, `never` or `unknown` (not heard of).
-    state: &'static str,
+    pub(crate) state: &'static str,
     done_rows: u64,
     total_rows: u64,
     pages: u64,
@@ -106,8 +108,14 @@ impl From<m::Scrub> for ScrubView {
 }
 
 impl ScrubView {
-    fn is_under_way(&self) -> bool {
+    /// Whether there will be more.
+    pub(crate) fn is_under_way(&self) -> bool {
         matches!(self.state, "ordered" | "running")
+    }
+
+    /// Rows that are done, and that there are.
+    pub(crate) fn rows(&self) -> (u64, u64) {
+        (self.done_rows.min(self.total_rows), self.total_rows)
     }
 
     fn percent(&self) -> String {
@@ -119,7 +127,8 @@ impl ScrubView {
     }
 }
 
-fn text(list: &Vec<ScrubView>) -> String {
+/// A table of them.
+pub(crate) fn text(list: &Vec<ScrubView>) -> String {
     let now = clock::unix_ms();
     let ago = |at: u64| if at == 0 { "-".to_owned() } else { format!("{} s ago", now.saturating_sub(at) / 1000) };
     let mut table = Table::new(&["CHUNKSERVER", "STATE", "DONE", "PAGES", "BAD", "MENDED", "DIFFER", "SKIPPED", "STARTED", "FINISHED"]);
@@ -143,6 +152,23 @@ fn text(list: &Vec<ScrubView>) -> String {
 async fn list(mds: &Mds) -> Result<Vec<ScrubView>, CliError> {
     let reply = mds.list_scrubs().await.map_err(|e| call_failed("list scrubs", &e))?;
     Ok(reply.scrubs.into_iter().map(ScrubView::from).collect())
+}
+
+/// Whether all is well in the end.
+///
+/// # Errors
+/// Bad pages that were not mended, records that differ, replicas that could not be looked at.
+pub(crate) fn judge(verb: &str, views: &[ScrubView]) -> Result<(), CliError> {
+    let left: u64 = views.iter().map(|s| s.bad_pages.saturating_sub(s.mended_pages)).sum();
+    let skipped: u64 = views.iter().map(|s| s.skipped_copysets).sum();
+    let different: u64 = views.iter().map(|s| s.different_records).sum();
+    if left + skipped + different == 0 {
+        return Ok(());
+    }
+    let what = format!(
+        "{verb}: {left} bad pages could not be mended, {different} records differ from another replica's, {skipped} replicas were not in order"
+    );
+    Err(CliError::new(ErrorKind::Failure, what))
 }
 
 /// Waits until nothing is under way among `ids` (none: all), with a bar.
@@ -176,7 +202,7 @@ struct OrderView {
 }
 
 async fn order(mds: &Mds, which: WhichArgs, cancel: bool) -> Result<OrderView, CliError> {
-    let request = m::OrderScrubRequest { chunkservers: which.ids, pool: which.pool, cancel };
+    let request = m::OrderScrubRequest { chunkservers: which.ids, pool: which.pool, cancel, ..Default::default() };
     let reply = mds.order_scrub(request).await.map_err(|e| call_failed("order a scrub", &e))?;
     Ok(OrderView { order: reply.order, chunkservers: reply.chunkservers })
 }
@@ -198,16 +224,7 @@ pub(crate) async fn run(context: &Context, command: ScrubCommand) -> Result<(), 
             let ordered = order(&mds, which, false).await?;
             let views = watch(context, &mds, &ordered.chunkservers).await?;
             context.out.result(&views, text)?;
-            let left: u64 = views.iter().map(|s| s.bad_pages.saturating_sub(s.mended_pages)).sum();
-            let skipped: u64 = views.iter().map(|s| s.skipped_copysets).sum();
-            let different: u64 = views.iter().map(|s| s.different_records).sum();
-            if left + skipped + different == 0 {
-                return Ok(());
-            }
-            let what = format!(
-                "scrub: {left} bad pages could not be mended, {different} records differ from another replica's, {skipped} replicas were not in order"
-            );
-            Err(CliError::new(ErrorKind::Failure, what))
+            judge("scrub", &views)
         }
         ScrubCommand::Status(args) => {
             let views = if args.watch { watch(context, &mds, &[]).await? } else { list(&mds).await? };
@@ -226,7 +243,7 @@ mod tests {
 
     #[test]
     fn the_state_of_a_scrub_follows_from_its_report() {
-        let view = |ordered, report: Option<m::ScrubReport>| ScrubView::from(m::Scrub { chunkserver: 1, report, ordered });
+        let view = |ordered, report: Option<m::ScrubReport>| ScrubView::from(m::Scrub { chunkserver: 1, report, ordered, ..Default::default() });
         let report = m::ScrubReport { started_unix_ms: 5, total_rows: 200, done_rows: 50, ..Default::default() };
         assert_eq!(view(0, None).state, "unknown");
         assert_eq!(view(9, Some(report)).state, "ordered");

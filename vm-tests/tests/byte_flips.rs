@@ -2,8 +2,8 @@
 //! log, its identity and the superblock of a killed one. What clients read never changes, every flip in live bytes is
 //! reported, and in the end all replicas are equal again.
 
-use anyhow::{Context, Result, ensure};
-use ogee_client::{Cluster as Sdk, ClusterConfig, OpenMode, Volume};
+use anyhow::{Context, Result, bail, ensure};
+use ogee_client::{BlockDevice as _, Cluster as Sdk, ClusterConfig, OpenMode, Volume};
 use ogee_common::name::VolumeRef;
 use ogee_vm_tests::cluster::Cluster;
 use ogee_vm_tests::deadline::wait_for;
@@ -90,6 +90,15 @@ fn scrub(cluster: &Cluster, id: u64) -> Result<[u64; 3]> {
     Ok([number("pages")?, number("bad_pages")?, number("mended_pages")?])
 }
 
+/// Verifies one volume on all chunkservers and gives pages read, bad, mended.
+fn verify_volume(cluster: &Cluster, volume: &str) -> Result<[u64; 3]> {
+    let views = cluster.json(&["verify", "volume", volume, "--json"])?;
+    let views = views.as_array().context("a list")?;
+    ensure!(views.iter().all(|v| v["state"] == "done" && v["skipped_copysets"] == 0 && v["different_records"] == 0), "not done: {views:?}");
+    let sum = |key: &str| views.iter().map(|v| v[key].as_u64().with_context(|| format!("no {key} in {v}"))).sum::<Result<u64>>();
+    Ok([sum("pages")?, sum("bad_pages")?, sum("mended_pages")?])
+}
+
 fn log_of(cluster: &Cluster, number: u64) -> Result<String> {
     Ok(std::fs::read_to_string(&cluster.daemon(&format!("cs-{number}"))?.log)?)
 }
@@ -106,6 +115,24 @@ fn refused_while_flipped(cluster: &mut Cluster, number: u64, flipped: (&Path, u6
     flip(path, at, 0x40)
 }
 
+/// Where the last batch with records begins in a log that fell idle, and its segment: the one in front of the mark. See docs/formats/wal.md.
+fn last_batch(segments: &[PathBuf]) -> Result<(&Path, u64)> {
+    let mut batches = vec![];
+    for path in segments {
+        let bytes = std::fs::read(path)?;
+        let number = |page: &[u8], at: usize| page[at..at + 8].try_into().map(u64::from_le_bytes);
+        for (i, page) in bytes.chunks_exact(PAGE).enumerate().filter(|(_, page)| page[..4] == bytes[..4] && page[..4] != [0; 4]) {
+            // Of an earlier life of the file, if it names another segment.
+            if number(page, 16)? == number(&bytes, 16)? {
+                batches.push((number(page, 24)?, i as u64, page[32..36] == [0; 4], path));
+            }
+        }
+    }
+    batches.sort_unstable();
+    let [.., (_, page, _, path), (_, _, true, _)] = &batches[..] else { bail!("the log does not end with a mark: {:?}", batches.last()) };
+    Ok((path, page * PAGE as u64))
+}
+
 fn wait_whole(cluster: &Cluster) -> Result<()> {
     wait_for("the rebuild", Duration::from_secs(120), || {
         let status = cluster.json(&["status", "--json"])?;
@@ -119,6 +146,7 @@ async fn flipped_bytes_are_never_read_are_reported_and_repaired() -> Result<()> 
     let mut rng = StdRng::seed_from_u64(SEED);
     let mut cluster = Cluster::start("flips", 4, 1)?;
     cluster.ok(&["volume", "create", "disk", "--size", "64M"])?;
+    cluster.ok(&["volume", "create", "other", "--size", "64M"])?;
     let config = ClusterConfig { mds: cluster.mds(), description: "flip test".to_owned(), ..ClusterConfig::default() };
     let sdk = Sdk::connect(config).await?;
     let volume = Volume::open(&sdk, &VolumeRef::parse("disk")?, OpenMode::ReadWrite { steal: false }).await?;
@@ -135,6 +163,31 @@ async fn flipped_bytes_are_never_read_are_reported_and_repaired() -> Result<()> 
     ensure!(log_of(&cluster, 1)?.matches("finding=\"page\"").count() as u64 >= flipped, "not every finding has its line");
     let again = scrub(&cluster, first)?;
     ensure!(again[1] == 0, "something is bad still: {again:?}");
+    load.verify(&volume).await?;
+
+    // The same, found by verifying the one volume they belong to; another volume on the same disks has nothing to do with it.
+    let nothing = cluster.ok(&["verify", "volume", "other"])?;
+    ensure!(nothing.contains("nothing was ever written"), "{nothing}");
+    let other = Volume::open(&sdk, &VolumeRef::parse("other")?, OpenMode::ReadWrite { steal: false }).await?;
+    for chunk in 0..4 {
+        other.write(chunk * CHUNK, vec![7; PAGE].into()).await?;
+    }
+    other.detach().await?;
+    let whole = verify_volume(&cluster, "other")?;
+    ensure!(whole == [4 * 3, 0, 0], "four pages have three replicas each: {whole:?}");
+    let before = verify_volume(&cluster, "disk")?;
+    ensure!(before[1] == 0 && before[0] >= pages, "one disk has {pages} pages of the volume, all have {before:?}");
+    cluster.ok(&["snapshot", "create", "disk@s"])?;
+    cluster.ok(&["clone", "disk@s", "child"])?;
+    let flipped = flip_pages(&cluster, 1, &mut rng)? as u64;
+    // A page of the other volume may be among them.
+    let [_, bad, mended] = verify_volume(&cluster, "child")?;
+    ensure!(bad == mended && bad + 4 >= flipped && bad <= flipped, "{flipped} flips: {bad} found from a clone, {mended} mended");
+    let [_, rest, mended] = verify_volume(&cluster, "other")?;
+    ensure!(rest == mended && bad + rest == flipped, "{flipped} flips: {bad} in one volume, {rest} in the other");
+    let again = verify_volume(&cluster, "disk")?;
+    ensure!(again[1] == 0, "something is bad still: {again:?}");
+    cluster.refused(&["verify", "volume", "nobody"])?;
     load.verify(&volume).await?;
 
     // Data files of one that was stopped, and so has checkpointed: no replay writes over the flips. Then the load goes on.
@@ -157,6 +210,8 @@ async fn flipped_bytes_are_never_read_are_reported_and_repaired() -> Result<()> 
 
     // What the whole disk depends on: it does not start, and says why.
     let third = id_of(&cluster, 3)?;
+    // Long enough for the log to mark its end.
+    tokio::time::sleep(Duration::from_secs(2)).await;
     cluster.kill("cs-3")?;
     let root = data(&cluster, 3);
     refused_while_flipped(&mut cluster, 3, (&root.join("superblock"), rng.random_range(0..64)), "superblock is damaged")?;
@@ -165,6 +220,12 @@ async fn flipped_bytes_are_never_read_are_reported_and_repaired() -> Result<()> 
     files(&root.join("wal"), &mut segments)?;
     let segment = segments.iter().find(|p| p.display().to_string().contains("segment-")).context("a segment")?;
     refused_while_flipped(&mut cluster, 3, (segment, 8 + rng.random_range(0..16)), "Corrupt")?;
+    // The last thing it had acknowledged: without the mark behind it this would be the torn tail of a crash.
+    let named: Vec<PathBuf> = segments.iter().filter(|p| p.display().to_string().contains("segment-")).cloned().collect();
+    let (path, at) = last_batch(&named)?;
+    for within in [0, 30, 40, 50, 60] {
+        refused_while_flipped(&mut cluster, 3, (path, at + within), "Corrupt")?;
+    }
     load.verify(&volume).await?;
     // It cannot be mended in place: the disk comes back empty, as a new one, and the others rebuild what it had.
     flip(segment, 20, 0x01)?;

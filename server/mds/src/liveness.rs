@@ -29,6 +29,8 @@ pub(crate) struct Vitals {
     pub(crate) failed: Vec<ReplicaId>,
     /// Its scrub.
     pub(crate) scrub: ScrubReport,
+    /// Its verification of single volumes.
+    pub(crate) verify: ScrubReport,
 }
 
 impl Vitals {
@@ -85,6 +87,8 @@ struct State {
     hand_overs: HashMap<CopysetId, (HandOver, Instant)>,
     /// Scrubs that were ordered and not yet obeyed.
     scrubs: HashMap<ChunkserverId, ScrubOrder>,
+    /// The same of single volumes.
+    verifications: HashMap<ChunkserverId, ScrubOrder>,
 }
 
 /// See the module's documentation.
@@ -112,6 +116,9 @@ impl Liveness {
         if state.scrubs.get(&id).is_some_and(|order| order.id <= vitals.scrub.order) {
             state.scrubs.remove(&id);
         }
+        if state.verifications.get(&id).is_some_and(|order| order.id <= vitals.verify.order) {
+            state.verifications.remove(&id);
+        }
         let before = state.seen.insert(id, (now, vitals));
         let broke = before.is_none_or(|(at, _)| now.saturating_duration_since(at) >= HEARTBEAT_DOWN_AFTER);
         if broke || !well {
@@ -119,14 +126,21 @@ impl Liveness {
         }
     }
 
-    /// Orders a scrub or its end; an order that was not obeyed yet is forgotten.
+    /// Orders a scrub (one with layers: a verification) or its end; an order of the kind that was not obeyed yet is forgotten.
     pub(crate) fn order_scrub(&self, id: ChunkserverId, order: ScrubOrder) {
-        self.lock().scrubs.insert(id, order);
+        let mut state = self.lock();
+        let orders = if order.layers.is_empty() { &mut state.scrubs } else { &mut state.verifications };
+        orders.insert(id, order);
     }
 
-    /// The order that a chunkserver has not obeyed yet.
+    /// The scrub that a chunkserver was ordered and has not begun.
     pub(crate) fn scrub_order(&self, id: ChunkserverId) -> Option<ScrubOrder> {
-        self.lock().scrubs.get(&id).copied()
+        self.lock().scrubs.get(&id).cloned()
+    }
+
+    /// The verification that a chunkserver was ordered and has not begun.
+    pub(crate) fn verify_order(&self, id: ChunkserverId) -> Option<ScrubOrder> {
+        self.lock().verifications.get(&id).cloned()
     }
 
     /// A chunkserver says who leads a copyset.
@@ -232,7 +246,7 @@ mod tests {
     use super::*;
 
     fn vitals(disk_error: &str) -> Vitals {
-        Vitals { capacity_bytes: 10, free_bytes: 5, disk_error: disk_error.to_owned(), failed: vec![], scrub: ScrubReport::default() }
+        Vitals { capacity_bytes: 10, free_bytes: 5, disk_error: disk_error.to_owned(), failed: vec![], scrub: ScrubReport::default(), verify: ScrubReport::default() }
     }
 
     #[tokio::test(start_paused = true)]

@@ -10,6 +10,7 @@ use crate::store::CopysetStore;
 use crate::store::error::{ChunkStoreError, ChunkStoreErrorKind};
 use crate::store::key::{RowKey, first_page};
 use crate::store::lookup::{PageSource, View};
+use ogee_common::id::LayerId;
 use ogee_common::limits::PAGES_PER_ROW;
 use ogee_raft::api::SnapshotSource;
 use std::sync::Arc;
@@ -33,10 +34,10 @@ impl CopysetStore {
         self.state().rows_after(after, limit)
     }
 
-    /// How many metadata rows there are. Costs a look at every version.
+    /// How many metadata rows of such layers there are. Costs a look at every version.
     #[must_use]
-    pub fn row_count(&self) -> u64 {
-        self.state().row_count()
+    pub fn row_count(&self, meant: impl Fn(LayerId) -> bool) -> u64 {
+        self.state().row_count(meant)
     }
 
     /// Reads and verifies the pages of a row and mends what is bad from `others`. The caller has called

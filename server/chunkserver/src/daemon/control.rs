@@ -72,6 +72,7 @@ pub(super) struct Control {
     pub(super) book: Arc<PeerBook>,
     pub(super) wake: Arc<Notify>,
     scrub: Arc<Scrub>,
+    verify: Arc<Scrub>,
     flattens: Flattens,
     moves: Arc<Moves>,
     tasks: Mutex<Tasks>,
@@ -89,16 +90,17 @@ pub(super) struct ControlParts {
     pub(super) store: Arc<ChunkStore>,
     pub(super) book: Arc<PeerBook>,
     pub(super) scrub: Arc<Scrub>,
+    pub(super) verify: Arc<Scrub>,
     pub(super) flattens: Flattens,
 }
 
 impl Control {
     pub(super) fn new(parts: ControlParts) -> Arc<Self> {
-        let ControlParts { own, uuid, addr, capacity_bytes, dir, mds, copysets, store, book, scrub, flattens } = parts;
+        let ControlParts { own, uuid, addr, capacity_bytes, dir, mds, copysets, store, book, scrub, verify, flattens } = parts;
         let wake = Arc::new(Notify::new());
         let tasks = Mutex::default();
         let moves = Arc::default();
-        Arc::new(Self { own, uuid, addr, capacity_bytes, dir, mds, copysets, store, book, wake, scrub, flattens, moves, tasks })
+        Arc::new(Self { own, uuid, addr, capacity_bytes, dir, mds, copysets, store, book, wake, scrub, verify, flattens, moves, tasks })
     }
 
     fn tasks(&self) -> std::sync::MutexGuard<'_, Tasks> {
@@ -177,6 +179,9 @@ impl Control {
         if let Some(order) = &reply.scrub {
             self.scrub.obey(order);
         }
+        if let Some(order) = &reply.verify {
+            self.verify.obey(order);
+        }
         self.flattens.follow(&reply.tasks);
         for task in reply.tasks {
             self.start(&task);
@@ -205,6 +210,7 @@ impl Control {
             held: self.copysets.held(),
             failed: self.copysets.damaged(),
             scrub: Some(self.scrub.report()),
+            verify: Some(self.verify.report()),
         }
     }
 

@@ -61,6 +61,7 @@ struct Process {
     upkeep: Upkeep,
     scrub: Arc<Scrub>,
     compare: Arc<Scrub>,
+    verify: Arc<Scrub>,
     wal: Wal,
     /// The store's word that its metadata is damaged.
     damaged: watch::Receiver<Option<Arc<str>>>,
@@ -101,6 +102,7 @@ impl Process {
         let sessions = Arc::new(Sessions::default());
         let scrub = Scrub::of_config(Depth::Deep, config, copysets.clone(), meta.clone());
         let compare = Scrub::of_config(Depth::Light, config, copysets.clone(), meta.clone());
+        let verify = Scrub::of_config(Depth::Volume, config, copysets.clone(), meta.clone());
         let metrics = Metrics {
             own,
             wal: wal.clone(),
@@ -131,12 +133,13 @@ impl Process {
             store,
             book: book.clone(),
             scrub: scrub.clone(),
+            verify: verify.clone(),
             flattens: Flattens::of_config(config),
         });
         let upkeep = Upkeep { copysets: copysets.clone(), control: control.clone(), book, meta, wal: wal.clone() };
         tracing::info!(chunkserver = %superblock.id, listen = %config.listen, zone = config.zone, "chunkserver serves");
         let _metrics = config.metrics.and_then(|addr| metrics::serve(addr, metrics));
-        Ok(Self { own, path, dir: own_dir, listener, network, server, copysets, control, upkeep, scrub, compare, wal, damaged, failed, _metrics })
+        Ok(Self { own, path, dir: own_dir, listener, network, server, copysets, control, upkeep, scrub, compare, verify, wal, damaged, failed, _metrics })
     }
 
     async fn serve(self, shutdown: impl Future<Output = ()>) -> Result<(), DaemonError> {
@@ -145,6 +148,7 @@ impl Process {
         tasks.spawn(self.upkeep.run());
         tasks.spawn(self.scrub.run());
         tasks.spawn(self.compare.run());
+        tasks.spawn(self.verify.run());
         tasks.spawn(mender::run(self.copysets.clone()));
         tasks.spawn(accept_all(self.listener, self.network, self.server, self.own));
         let mut ended = self.wal.ended();

@@ -1,7 +1,8 @@
-//! The two scrubs of this disk, on leaders and followers alike. Both compare the records of all pages with those of the other replicas
+//! The scrubs of this disk, on leaders and followers alike. Both compare the records of all pages with those of the other replicas
 //! ([`crate::copyset::compare`]); a replica that two others outvote is given up, so that the MDS rebuilds it. The deep one also reads
 //! every page of every data file, verifies it and, if need be, mends it from another replica; once a week by itself, or when the MDS
-//! orders it. The light one runs once a day and reads no data.
+//! orders it. The light one runs once a day and reads no data. The one of a volume is as deep, runs when the MDS orders it, and looks only at
+//! the layers of the order.
 //!
 //! ```text
 //!  idle ── interval over, or order ──> running ── last row ──> idle (finished)
@@ -64,6 +65,8 @@ struct Progress {
     skipped: u64,
     compared: u64,
     different: u64,
+    /// Of a volume: what it looks at, ascending.
+    layers: Vec<u64>,
 }
 
 /// What a scrub looks at.
@@ -73,6 +76,8 @@ pub(super) enum Depth {
     Light,
     /// Records and data.
     Deep,
+    /// Records and data of some layers.
+    Volume,
 }
 
 impl Depth {
@@ -80,6 +85,7 @@ impl Depth {
         match self {
             Self::Light => b"light",
             Self::Deep => b"deep",
+            Self::Volume => b"volume",
         }
     }
 }
@@ -109,6 +115,7 @@ impl Scrub {
         let (hours, bytes_per_second) = match depth {
             Depth::Light => (config.compare_interval_hours, COMPARE_BYTES_PER_SECOND),
             Depth::Deep => (config.scrub_interval_hours, u64::from(config.scrub_mib_per_second) << 20),
+            Depth::Volume => (0, u64::from(config.scrub_mib_per_second) << 20),
         };
         let interval = Duration::from_secs(u64::from(hours) * 3600);
         let kept = meta.get(TABLE_SCRUB, depth.key()).ok().flatten();
@@ -153,18 +160,21 @@ impl Scrub {
             (p.order, p.running) = (order.id, false);
             tracing::info!(target: "scrub", done_rows = p.done_rows, "scrub cancelled");
         } else {
-            self.begin(order.id);
+            self.begin(order.id, order.layers.clone());
         }
         self.keep();
         self.wake.notify_one();
     }
 
-    fn begin(&self, order: u64) {
-        let total_rows = self.copysets.all().iter().map(|h| h.store.row_count()).sum();
+    fn begin(&self, order: u64, mut layers: Vec<u64>) {
+        layers.sort_unstable();
+        layers.dedup();
+        let meant = |layer: LayerId| self.depth != Depth::Volume || layers.binary_search(&layer.0).is_ok();
+        let total_rows = self.copysets.all().iter().map(|h| h.store.row_count(meant)).sum();
         let mut p = self.progress();
         let finished_unix_ms = p.finished_unix_ms;
         let started_unix_ms = clock::unix_ms();
-        *p = Progress { order, running: true, started_unix_ms, finished_unix_ms, total_rows, ..Progress::default() };
+        *p = Progress { order, running: true, started_unix_ms, finished_unix_ms, total_rows, layers, ..Progress::default() };
         tracing::info!(target: "scrub", depth = ?self.depth, order, total_rows, "scrub begins");
     }
 
@@ -191,7 +201,7 @@ impl Scrub {
             if !self.progress().running {
                 if self.is_due() {
                     let order = self.progress().order;
-                    self.begin(order);
+                    self.begin(order, vec![]);
                 } else {
                     tokio::select! {
                         () = tokio::time::sleep(LOOK) => {}
@@ -230,6 +240,25 @@ impl Scrub {
         Some((hosted, after.filter(|_| same).map(row_at)))
     }
 
+    /// The next rows of a replica that this scrub looks at, and the place behind which they are all that there are: of one layer at most,
+    /// if it looks at layers.
+    fn rows_after(&self, hosted: &Hosted, after: Option<RowKey>) -> (Option<RowKey>, Vec<RowKey>) {
+        if self.depth != Depth::Volume {
+            return (after, hosted.store.rows_after(after, ROWS_AT_ONCE));
+        }
+        let layers = self.progress().layers.clone();
+        for layer in layers {
+            let front = layer.checked_sub(1).map(|before| row_at((before, u32::MAX, u64::MAX, u8::MAX)));
+            let behind = after.max(front);
+            let mut rows = hosted.store.rows_after(behind, ROWS_AT_ONCE);
+            rows.retain(|row| row.version.at.layer.0 == layer);
+            if !rows.is_empty() {
+                return (behind, rows);
+            }
+        }
+        (after, vec![])
+    }
+
     fn skip(&self) {
         if let Some((hosted, _)) = self.turn() {
             tracing::warn!(target: "scrub", copyset = %hosted.copyset, "a replica is not in order and is not scrubbed");
@@ -252,7 +281,7 @@ impl Scrub {
             return Step::Wait;
         }
         hosted.store.caught_up();
-        let rows = hosted.store.rows_after(after, ROWS_AT_ONCE);
+        let (after, rows) = self.rows_after(&hosted, after);
         if rows.is_empty() {
             let mut p = self.progress();
             (p.copyset, p.after) = (next(hosted.copyset), None);

@@ -167,9 +167,9 @@ impl State {
         rows.filter(|key| after.is_none_or(|after| *key > after)).take(limit).collect()
     }
 
-    /// How many rows there are.
-    pub(crate) fn row_count(&self) -> u64 {
-        self.all_versions().map(|(_, v)| u64::from(v.record.rows.count_ones())).sum()
+    /// How many rows of such layers there are.
+    pub(crate) fn row_count(&self, meant: impl Fn(LayerId) -> bool) -> u64 {
+        self.all_versions().filter(|(key, _)| meant(key.at.layer)).map(|(_, v)| u64::from(v.record.rows.count_ones())).sum()
     }
 
     /// Versions to look through for a view, in order.

@@ -1,4 +1,5 @@
-//! Orders to scrub, and how far each chunkserver is.
+//! Orders to scrub, or to verify a volume, and how far each chunkserver is. To verify a volume is to scrub its layer and those it stands on,
+//! on the chunkservers that have replicas of it.
 //!
 //! An order is kept in the leader's memory until the chunkserver's heartbeat says that it was obeyed: a change of the
 //! leader may lose one, then it is given again by whoever waits for it. Invariant: ids of orders grow, whatever the clocks of
@@ -7,7 +8,8 @@
 
 use super::status::CallError;
 use super::{Core, names};
-use crate::machine::row::ChunkserverRow;
+use crate::machine::row::{ChunkserverRow, CopysetRow};
+use crate::machine::{attach, layers};
 use crate::refusal::Refusal;
 use ogee_common::clock;
 use ogee_common::id::ChunkserverId;
@@ -22,7 +24,7 @@ impl Core {
     pub(crate) async fn order_scrub(&self, r: mds::OrderScrubRequest) -> Result<mds::OrderScrubReply, CallError> {
         self.lead().await?;
         let rows = self.chunkservers()?;
-        let wanted: BTreeSet<u32> = r.chunkservers.iter().copied().collect();
+        let mut wanted: BTreeSet<u32> = r.chunkservers.iter().copied().collect();
         for id in &wanted {
             let id = ChunkserverId(names::id("chunkserver", *id)?);
             if rows.iter().all(|(known, _)| *known != id) {
@@ -32,19 +34,47 @@ impl Core {
         if !r.pool.is_empty() && rows.iter().all(|(_, row)| row.pool != r.pool) {
             return Err(Refusal::NoSuchPool { name: r.pool }.into());
         }
+        let mut layers = vec![];
+        if !r.volume.is_empty() {
+            if !(wanted.is_empty() && r.pool.is_empty()) {
+                return Err(CallError::Argument { what: "chunkservers", wanted: "none, nor a pool, beside a volume" });
+            }
+            (layers, wanted) = self.scope_of(&r.volume, &r.snapshot)?;
+            if wanted.is_empty() {
+                // Nothing of it was ever written.
+                return Ok(mds::OrderScrubReply::default());
+            }
+        }
         let known = |id: ChunkserverId| {
-            let obeyed = self.live.vitals(id).0.map_or(0, |v| v.scrub.order);
-            obeyed.max(self.live.scrub_order(id).map_or(0, |o| o.id))
+            let obeyed = self.live.vitals(id).0.map_or(0, |v| v.scrub.order.max(v.verify.order));
+            let ordered = [self.live.scrub_order(id), self.live.verify_order(id)];
+            ordered.into_iter().flatten().map(|o| o.id).fold(obeyed, u64::max)
         };
         let order = next_order(rows.iter().map(|(id, _)| known(*id)), clock::unix_ms());
         let named = |id: &ChunkserverId| wanted.is_empty() || wanted.contains(&id.0);
         let meant = rows.iter().filter(|(id, row)| named(id) && (r.pool.is_empty() || row.pool == r.pool));
         let chunkservers: Vec<u32> = meant.map(|(id, _)| id.0).collect();
         for id in &chunkservers {
-            self.live.order_scrub(ChunkserverId(*id), mds::ScrubOrder { id: order, cancel: r.cancel });
+            self.live.order_scrub(ChunkserverId(*id), mds::ScrubOrder { id: order, cancel: r.cancel, layers: layers.clone() });
         }
-        tracing::info!(target: "controlpath", order, cancel = r.cancel, ?chunkservers, "scrub ordered");
+        tracing::info!(target: "controlpath", order, cancel = r.cancel, volume = r.volume, ?chunkservers, "scrub ordered");
         Ok(mds::OrderScrubReply { order, chunkservers })
+    }
+
+    /// The layers that a volume or snapshot reads, and the chunkservers that have replicas of it.
+    fn scope_of(&self, volume: &str, snapshot: &str) -> Result<(Vec<u64>, BTreeSet<u32>), CallError> {
+        let path = names::path("volume", volume)?;
+        let snapshot = if snapshot.is_empty() { None } else { Some(names::snapshot(snapshot)?) };
+        self.read(|tx| {
+            let grant = attach::read_only(tx, &path, snapshot.as_deref())?;
+            let layers = std::iter::once(grant.layer.0).chain(grant.ancestry.iter().map(|(layer, _)| layer.0)).collect();
+            let mut chunkservers = BTreeSet::new();
+            for copyset in layers::copysets(tx, grant.layer, &tx.expect(&grant.layer)?)? {
+                let row: CopysetRow = tx.expect(&copyset)?;
+                chunkservers.extend(row.replicas.iter().map(|r| r.chunkserver.0));
+            }
+            Ok((layers, chunkservers))
+        })
     }
 
     pub(crate) async fn list_scrubs(&self) -> Result<mds::ScrubList, CallError> {
@@ -53,6 +83,8 @@ impl Core {
             chunkserver: id.0,
             report: self.live.vitals(id).0.map(|v| v.scrub),
             ordered: self.live.scrub_order(id).map_or(0, |o| o.id),
+            verify: self.live.vitals(id).0.map(|v| v.verify),
+            verify_ordered: self.live.verify_order(id).map_or(0, |o| o.id),
         };
         Ok(mds::ScrubList { scrubs: self.chunkservers()?.into_iter().map(show).collect() })
     }

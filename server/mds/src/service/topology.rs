@@ -93,6 +93,7 @@ impl Core {
             disk_error: r.disk_error.clone(),
             failed: r.failed.iter().map(|f| ReplicaId(f.replica)).collect(),
             scrub: r.scrub.unwrap_or_default(),
+            verify: r.verify.unwrap_or_default(),
         };
         self.live.heard(id, vitals);
         for report in &r.copysets {
@@ -201,6 +202,7 @@ impl Core {
                 moves: orders.moves,
                 drop: orders.drop,
                 scrub: self.live.scrub_order(id),
+                verify: self.live.verify_order(id),
                 host: hosted
                     .iter()
                     .filter(|(_, row)| row.replicas.iter().any(|r| r.chunkserver == id))
