@@ -141,6 +141,33 @@ fn wait_whole(cluster: &Cluster) -> Result<()> {
     })
 }
 
+/// Flips under a running chunkserver, found by verifying the volume they belong to; another volume on the same disks has nothing to do with it.
+async fn found_by_verifying(cluster: &Cluster, sdk: &Sdk, rng: &mut StdRng) -> Result<()> {
+    let nothing = cluster.ok(&["verify", "volume", "other"])?;
+    ensure!(nothing.contains("nothing was ever written"), "{nothing}");
+    let other = Volume::open(sdk, &VolumeRef::parse("other")?, OpenMode::ReadWrite { steal: false }).await?;
+    for chunk in 0..4 {
+        other.write(chunk * CHUNK, vec![7; PAGE].into()).await?;
+    }
+    other.detach().await?;
+    let whole = verify_volume(cluster, "other")?;
+    ensure!(whole == [4 * 3, 0, 0], "four pages have three replicas each: {whole:?}");
+    let before = verify_volume(cluster, "disk")?;
+    ensure!(before[1] == 0, "{before:?}");
+    cluster.ok(&["snapshot", "create", "disk@s"])?;
+    cluster.ok(&["clone", "disk@s", "child"])?;
+    let flipped = flip_pages(cluster, 1, rng)? as u64;
+    // A page of the other volume may be among them.
+    let [_, bad, mended] = verify_volume(cluster, "child")?;
+    ensure!(bad == mended && bad + 4 >= flipped && bad <= flipped, "{flipped} flips: {bad} found from a clone, {mended} mended");
+    let [_, rest, mended] = verify_volume(cluster, "other")?;
+    ensure!(rest == mended && bad + rest == flipped, "{flipped} flips: {bad} in one volume, {rest} in the other");
+    let again = verify_volume(cluster, "disk")?;
+    ensure!(again[1] == 0, "something is bad still: {again:?}");
+    cluster.refused(&["verify", "volume", "nobody"])?;
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn flipped_bytes_are_never_read_are_reported_and_repaired() -> Result<()> {
     let mut rng = StdRng::seed_from_u64(SEED);
@@ -165,29 +192,7 @@ async fn flipped_bytes_are_never_read_are_reported_and_repaired() -> Result<()> 
     ensure!(again[1] == 0, "something is bad still: {again:?}");
     load.verify(&volume).await?;
 
-    // The same, found by verifying the one volume they belong to; another volume on the same disks has nothing to do with it.
-    let nothing = cluster.ok(&["verify", "volume", "other"])?;
-    ensure!(nothing.contains("nothing was ever written"), "{nothing}");
-    let other = Volume::open(&sdk, &VolumeRef::parse("other")?, OpenMode::ReadWrite { steal: false }).await?;
-    for chunk in 0..4 {
-        other.write(chunk * CHUNK, vec![7; PAGE].into()).await?;
-    }
-    other.detach().await?;
-    let whole = verify_volume(&cluster, "other")?;
-    ensure!(whole == [4 * 3, 0, 0], "four pages have three replicas each: {whole:?}");
-    let before = verify_volume(&cluster, "disk")?;
-    ensure!(before[1] == 0 && before[0] >= pages, "one disk has {pages} pages of the volume, all have {before:?}");
-    cluster.ok(&["snapshot", "create", "disk@s"])?;
-    cluster.ok(&["clone", "disk@s", "child"])?;
-    let flipped = flip_pages(&cluster, 1, &mut rng)? as u64;
-    // A page of the other volume may be among them.
-    let [_, bad, mended] = verify_volume(&cluster, "child")?;
-    ensure!(bad == mended && bad + 4 >= flipped && bad <= flipped, "{flipped} flips: {bad} found from a clone, {mended} mended");
-    let [_, rest, mended] = verify_volume(&cluster, "other")?;
-    ensure!(rest == mended && bad + rest == flipped, "{flipped} flips: {bad} in one volume, {rest} in the other");
-    let again = verify_volume(&cluster, "disk")?;
-    ensure!(again[1] == 0, "something is bad still: {again:?}");
-    cluster.refused(&["verify", "volume", "nobody"])?;
+    found_by_verifying(&cluster, &sdk, &mut rng).await?;
     load.verify(&volume).await?;
 
     // Data files of one that was stopped, and so has checkpointed: no replay writes over the flips. Then the load goes on.
