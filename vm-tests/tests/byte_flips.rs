@@ -150,8 +150,8 @@ async fn found_by_verifying(cluster: &Cluster, sdk: &Sdk, rng: &mut StdRng) -> R
         other.write(chunk * CHUNK, vec![7; PAGE].into()).await?;
     }
     other.detach().await?;
-    let whole = verify_volume(cluster, "other")?;
-    ensure!(whole == [4 * 3, 0, 0], "four pages have three replicas each: {whole:?}");
+    // Followers apply the last write a moment later.
+    wait_for("three replicas of four pages", Duration::from_secs(20), || Ok((verify_volume(cluster, "other")? == [4 * 3, 0, 0]).then_some(())))?;
     let before = verify_volume(cluster, "disk")?;
     ensure!(before[1] == 0, "{before:?}");
     cluster.ok(&["snapshot", "create", "disk@s"])?;

@@ -108,6 +108,10 @@ pub(crate) async fn wait(
 
 /// One look, given up when a daemon ends: a call to a dead MDS would take long to fail.
 async fn look_while_alive(mds: &MdsClient, members: &mut [Member], out: Output) -> Result<Option<String>, CliError> {
+    // A look may take less than a poll, time and again: so once in any case.
+    if let Some(again) = revive(members).await? {
+        return Ok(Some(again));
+    }
     // Only what the look needs is copied, because the members' processes are watched at the same time.
     let chunkservers: Vec<Expected> = members.iter().filter_map(Expected::of).collect();
     let look = look(mds, &chunkservers, out);

