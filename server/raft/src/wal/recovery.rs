@@ -7,6 +7,8 @@
 //!   torn batches of a crash that was recovered before);
 //! - in the last segment everything behind the first batch that is not whole is a torn tail, but a whole batch of this
 //!   segment further on means that the log was damaged, and it is refused;
+//! - a mark (a batch without records that is not the first of its segment) ends what is read, and is not counted: it was not flushed, so a
+//!   power cut may take it after a successor was begun. The successor's head has its sequence;
 //! - a group whose live entries are not contiguous is refused.
 //!
 //! After recovery nothing is written into a segment that was written before, so torn bytes are never reinterpreted.
@@ -147,6 +149,12 @@ fn replay(core: &mut Core, log: u64, segment: &Found, next_head: Option<u64>) ->
             _ if next_head.is_some() => return Err(corrupt("read batch", number, at as u64)),
             _ => return refuse_later_batches(&bytes, at + ALIGN, log, number, core.sequence),
         };
+        if batch.records.is_empty() && at > 0 {
+            if next_head.is_some() {
+                return Err(corrupt("read mark before a segment's end", number, at as u64));
+            }
+            return refuse_later_batches(&bytes, at + batch.bytes, log, number, core.sequence);
+        }
         apply(core, number, at, &batch);
         core.sequence = batch.sequence;
         at += batch.bytes;

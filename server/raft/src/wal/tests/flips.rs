@@ -161,3 +161,26 @@ async fn an_idle_log_marks_its_end_once_and_goes_on_over_the_mark() {
     drop(wal);
     assert_eq!(all(&open(tmp.path()).await, 1).await.len(), 4);
 }
+
+#[tokio::test]
+async fn a_mark_that_a_power_cut_takes_after_a_restart_is_not_missed() {
+    let tmp = temp();
+    let wal = open(tmp.path()).await;
+    put_durably(&wal, 1, vec![entry(1, 1, 100)]).await;
+    super::until("the mark", || wal.stats().marks == 1).await;
+    let killed = copy(tmp.path());
+    let name = segment_files(killed.path())[0].clone();
+    let mark = used_bytes(&killed.path().join("wal").join(&name)) / ALIGN * ALIGN;
+    let wal_after = open(killed.path()).await;
+    put_durably(&wal_after, 1, vec![entry(2, 1, 100)]).await;
+    // Power fails: the new segment was flushed, the mark in the old one was not.
+    let cut = copy(killed.path());
+    let path = cut.path().join("wal").join(&name);
+    let mut bytes = std::fs::read(&path).expect("read");
+    assert_eq!(&bytes[mark..mark + 4], b"OGWB", "this is the mark");
+    bytes[mark..mark + ALIGN].fill(0);
+    std::fs::write(&path, &bytes).expect("write");
+    assert_eq!(all(&open(cut.path()).await, 1).await.len(), 2);
+    wal_after.close().await.expect("close");
+    wal.close().await.expect("close");
+}
