@@ -13,7 +13,7 @@
 //! Anything else is not judged now; the next round does. Rows with damaged pages are not judged: mending them is
 //! [`super::repair`]'s. A row without any page is as good as none.
 //!
-//! Who is wrong is for the majority to say: when two others agree with each other and not with us, this replica's records are
+//! Who is wrong is for the majority to say: when others, more than half of the group and two at least, agree with each other and not with us, this replica's records are
 //! damaged, and it is to be rebuilt from them. A difference that no majority decides is reported and left alone.
 
 use super::fetch::{DigestsAnswer, FetchRequest, RowDigest};
@@ -102,12 +102,12 @@ impl CopysetStore {
             tokio::time::sleep(READ_REPAIR_PAUSE).await;
             own = self.digests(after, to).await?;
         }
-        Ok(judge(&own, &answers))
+        Ok(judge(&own, &answers, others.len() + 1))
     }
 }
 
-/// Judges our rows by those of others.
-fn judge(own: &DigestsAnswer, others: &[DigestsAnswer]) -> Comparison {
+/// Judges our rows by those of others that answered, of a group of so many replicas.
+fn judge(own: &DigestsAnswer, others: &[DigestsAnswer], replicas: usize) -> Comparison {
     let rows: Vec<BTreeMap<RowKey, RowDigest>> = others.iter().map(|o| o.rows.iter().map(|r| (r.key, *r)).collect()).collect();
     let mut result = Comparison::default();
     for ours in &own.rows {
@@ -128,7 +128,7 @@ fn judge(own: &DigestsAnswer, others: &[DigestsAnswer]) -> Comparison {
             continue;
         }
         result.different.push(ours.key);
-        if against.len() == said.len() && against.len() >= 2 && against.windows(2).all(|w| w[0] == w[1]) {
+        if against.len() == said.len() && against.len() >= 2 && against.len() * 2 > replicas && against.windows(2).all(|w| w[0] == w[1]) {
             result.outvoted.push(ours.key);
         }
     }
