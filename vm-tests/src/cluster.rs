@@ -110,10 +110,23 @@ impl Cluster {
     /// # Errors
     /// When it does not serve again.
     pub fn revive(&mut self) -> Result<()> {
+        self.revive_with(&[])
+    }
+
+    /// The same, with these variables in the environment of the daemons that it starts.
+    ///
+    /// # Errors
+    /// As [`Cluster::revive`].
+    pub fn revive_with(&mut self, environment: &[(&str, &str)]) -> Result<()> {
         let data = self.data();
         let [chunkservers, mds] = self.size.clone();
         let arguments = ["dev", "up", "--dir", &data, "--chunkservers", &chunkservers, "--mds", &mds, "--json"];
-        let up = self.json(&arguments);
+        let output = self.command().args(arguments).envs(environment.iter().copied()).output().context("run ogee dev up")?;
+        let up = if output.status.success() {
+            serde_json::from_slice::<Value>(&output.stdout).context("ogee dev up answered no JSON")
+        } else {
+            Err(anyhow::anyhow!("ogee dev up ended with {}: {}", output.status, String::from_utf8_lossy(&output.stderr)))
+        };
         // What was started before a failure must be known too, for the reaper.
         let state = match &up {
             Ok(state) => Ok(state.clone()),

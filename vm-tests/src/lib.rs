@@ -5,6 +5,7 @@
 //! | [`image`] | the golden image: kernel, busybox, boot loader and a data partition, made from Debian packages |
 //! | [`qemu`] | which QEMU, which accelerator, and the arguments for a disk |
 //! | [`vm`] | a running guest: wait for text, run commands, reboot, power off |
+//! | [`flips`] | single bytes flipped on a chunkserver's disk |
 //! | [`fuzz`] | hostile bytes for every decoder |
 //! | [`gate`] | a proxy before one server that can be shut |
 //! | [`hammer`] | verified load in a guest |
@@ -23,6 +24,7 @@
 pub mod cluster;
 pub mod console;
 pub mod deadline;
+pub mod flips;
 pub mod fuzz;
 pub mod gate;
 pub mod hammer;

@@ -7,6 +7,7 @@ use ogee_client::{BlockDevice as _, Cluster as Sdk, ClusterConfig, OpenMode, Vol
 use ogee_common::name::VolumeRef;
 use ogee_vm_tests::cluster::Cluster;
 use ogee_vm_tests::deadline::wait_for;
+use ogee_vm_tests::flips::{data, files, flip, id_of, log_of, scrub, wait_whole};
 use ogee_vm_tests::load::Load;
 use ogee_vm_tests::process::{is_alive, send};
 use ogee_vm_tests::torture::replicas;
@@ -14,8 +15,7 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rustix::process::Signal;
-use serde_json::Value;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -26,27 +26,6 @@ const CHUNK: u64 = 16 << 20;
 const SEED: u64 = 4;
 /// In data files, each of the two times.
 const PAGES_FLIPPED: usize = 110;
-
-fn data(cluster: &Cluster, number: u64) -> PathBuf {
-    cluster.folder().join(format!("cluster/cs-{number}/data"))
-}
-
-fn files(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
-    for entry in std::fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))? {
-        let path = entry?.path();
-        if path.is_dir() { files(&path, found)? } else { found.push(path) }
-    }
-    found.sort();
-    Ok(())
-}
-
-fn flip(path: &Path, at: u64, bit: u8) -> Result<()> {
-    let file = OpenOptions::new().read(true).write(true).open(path)?;
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, at)?;
-    file.write_all_at(&[byte[0] ^ bit], at)?;
-    Ok(())
-}
 
 /// Flips one byte in each of so many pages that hold something, anywhere in the data files.
 fn flip_pages(cluster: &Cluster, number: u64, rng: &mut StdRng) -> Result<usize> {
@@ -71,25 +50,6 @@ fn flip_pages(cluster: &Cluster, number: u64, rng: &mut StdRng) -> Result<usize>
     Ok(PAGES_FLIPPED)
 }
 
-fn id_of(cluster: &Cluster, number: u64) -> Result<u64> {
-    let dir = cluster.folder().join("cluster").display().to_string();
-    let state = cluster.json(&["dev", "status", "--dir", &dir, "--json"])?;
-    let daemons = state["daemons"].as_array().context("daemons")?;
-    let addr = daemons.iter().find(|d| d["name"] == format!("cs-{number}")).context("known")?["addr"].clone();
-    let list = cluster.json(&["cluster", "chunkservers", "--json"])?;
-    let up = |c: &&Value| c["addr"] == addr && c["state"] == "up";
-    list.as_array().context("a list")?.iter().find(up).context("up")?["id"].as_u64().context("an id")
-}
-
-/// Scrubs one chunkserver and gives pages read, bad, mended.
-fn scrub(cluster: &Cluster, id: u64) -> Result<[u64; 3]> {
-    let views = cluster.json(&["scrub", "start", &id.to_string(), "--watch", "--json"])?;
-    let view = &views[0];
-    ensure!(view["state"] == "done" && view["skipped_copysets"] == 0, "the scrub did not come to its end: {view}");
-    let number = |key: &str| view[key].as_u64().with_context(|| format!("no {key} in {view}"));
-    Ok([number("pages")?, number("bad_pages")?, number("mended_pages")?])
-}
-
 /// Verifies one volume on all chunkservers and gives pages read, bad, mended.
 fn verify_volume(cluster: &Cluster, volume: &str) -> Result<[u64; 3]> {
     let views = cluster.json(&["verify", "volume", volume, "--json"])?;
@@ -97,10 +57,6 @@ fn verify_volume(cluster: &Cluster, volume: &str) -> Result<[u64; 3]> {
     ensure!(views.iter().all(|v| v["state"] == "done" && v["skipped_copysets"] == 0 && v["different_records"] == 0), "not done: {views:?}");
     let sum = |key: &str| views.iter().map(|v| v[key].as_u64().with_context(|| format!("no {key} in {v}"))).sum::<Result<u64>>();
     Ok([sum("pages")?, sum("bad_pages")?, sum("mended_pages")?])
-}
-
-fn log_of(cluster: &Cluster, number: u64) -> Result<String> {
-    Ok(std::fs::read_to_string(&cluster.daemon(&format!("cs-{number}"))?.log)?)
 }
 
 /// The flip must keep the chunkserver from starting, with this in its last words; then it is flipped back.
@@ -133,14 +89,6 @@ fn last_batch(segments: &[PathBuf]) -> Result<(&Path, u64)> {
     Ok((path, page * PAGE as u64))
 }
 
-fn wait_whole(cluster: &Cluster) -> Result<()> {
-    wait_for("the rebuild", Duration::from_secs(120), || {
-        let status = cluster.json(&["status", "--json"])?;
-        let left = status["moves"].as_u64().context("moves")? + status["moves_waiting"].as_u64().context("waiting")?;
-        Ok((left == 0 && status["copysets_degraded"] == 0).then_some(()))
-    })
-}
-
 /// Flips under a running chunkserver, found by verifying the volume they belong to; another volume on the same disks has nothing to do with it.
 async fn found_by_verifying(cluster: &Cluster, sdk: &Sdk, rng: &mut StdRng) -> Result<()> {
     let nothing = cluster.ok(&["verify", "volume", "other"])?;
@@ -151,11 +99,14 @@ async fn found_by_verifying(cluster: &Cluster, sdk: &Sdk, rng: &mut StdRng) -> R
     }
     other.detach().await?;
     // Followers apply the last write a moment later.
-    wait_for("three replicas of four pages", Duration::from_secs(20), || Ok((verify_volume(cluster, "other")? == [4 * 3, 0, 0]).then_some(())))?;
+    replicas::compare(sdk).await?;
+    let written = verify_volume(cluster, "other")?;
+    ensure!(written == [4 * 3, 0, 0], "three replicas of four pages: {written:?}");
     let before = verify_volume(cluster, "disk")?;
     ensure!(before[1] == 0, "{before:?}");
     cluster.ok(&["snapshot", "create", "disk@s"])?;
     cluster.ok(&["clone", "disk@s", "child"])?;
+    replicas::compare(sdk).await?;
     let flipped = flip_pages(cluster, 1, rng)? as u64;
     // A page of the other volume may be among them.
     let [_, bad, mended] = verify_volume(cluster, "child")?;
@@ -182,6 +133,8 @@ async fn flipped_bytes_are_never_read_are_reported_and_repaired() -> Result<()> 
     load.goes_on(&running, 3000).await?;
     running.finish().await?;
 
+    // A follower may be many entries behind, and would write over flips.
+    replicas::compare(&sdk).await?;
     // Data files under a running chunkserver. Nobody reads: the scrub alone has to find every one of them.
     let first = id_of(&cluster, 1)?;
     let flipped = flip_pages(&cluster, 1, &mut rng)? as u64;

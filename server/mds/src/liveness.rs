@@ -74,6 +74,19 @@ pub(crate) struct ReportedLeader {
     pub(crate) term: Term,
 }
 
+/// The scrubs of a chunkserver.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Scrubbing {
+    /// What it said last; `None`: nothing.
+    pub(crate) scrub: Option<ScrubReport>,
+    /// The order that it has not obeyed yet; 0: none.
+    pub(crate) ordered: u64,
+    /// The same of a single volume.
+    pub(crate) verify: Option<ScrubReport>,
+    /// The same.
+    pub(crate) verify_ordered: u64,
+}
+
 #[derive(Debug, Default)]
 struct State {
     term: Term,
@@ -141,6 +154,19 @@ impl Liveness {
     /// The verification that a chunkserver was ordered and has not begun.
     pub(crate) fn verify_order(&self, id: ChunkserverId) -> Option<ScrubOrder> {
         self.lock().verifications.get(&id).cloned()
+    }
+
+    /// What a chunkserver has said of its scrubs, and its orders that stand: of one moment, so that an order is either there or obeyed.
+    pub(crate) fn scrubbing(&self, id: ChunkserverId) -> Scrubbing {
+        let state = self.lock();
+        let vitals = state.seen.get(&id).map(|(_, vitals)| vitals);
+        let number = |orders: &HashMap<ChunkserverId, ScrubOrder>| orders.get(&id).map_or(0, |order| order.id);
+        Scrubbing {
+            scrub: vitals.map(|v| v.scrub),
+            ordered: number(&state.scrubs),
+            verify: vitals.map(|v| v.verify),
+            verify_ordered: number(&state.verifications),
+        }
     }
 
     /// A chunkserver says who leads a copyset.

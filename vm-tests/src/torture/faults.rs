@@ -104,7 +104,7 @@ impl Faults {
         let of = |prefix: &str| free.iter().filter(|n| n.starts_with(prefix)).cloned().collect::<Vec<_>>();
         let (mds, chunkservers, clients) = (of("mds-"), of("cs-"), of("client-"));
         let daemons: Vec<String> = mds.iter().chain(&chunkservers).cloned().collect();
-        let kind = self.rng.random_range(0..26);
+        let kind = self.rng.random_range(0..28);
         let rng = &mut self.rng;
         let victims = match kind {
             0..=2 | 13..=15 => &chunkservers,
@@ -112,7 +112,7 @@ impl Faults {
             5..=6 => &clients,
             20..=23 => &chunkservers,
             24 => &mds,
-            25 => &daemons,
+            25..=26 => &daemons,
             _ => &free,
         };
         let Some(victim) = victims.choose(rng).cloned() else { return Ok(()) };
@@ -124,13 +124,14 @@ impl Faults {
             11..=12 => self.cut_off(fleet, victim),
             13 => self.fill(fleet, victim),
             14 => self.freeze(fleet, victim),
-            15 => self.end(fleet, victim),
-            16 if free.len() == fleet.processes.len() - 1 => self.roll(fleet, &chunkservers),
+            15 | 26 => self.end(fleet, victim),
+            16 if free.len() == fleet.processes.len() - 1 => self.roll(fleet, [("rolling restart", &chunkservers[..]), ("rolling restart of the MDS", &mds[..])]),
             17 if self.active.is_empty() => self.kill_all(fleet, &chunkservers),
             18 => self.kill_leader(fleet, &mds),
             19 => self.lose_mds(fleet, &clients),
             20..=24 => self.break_disk(fleet, victim),
             25 => self.set_clock(fleet, victim),
+            27 => self.reset(fleet, &victim),
             _ => Ok(()),
         }
     }
@@ -189,20 +190,28 @@ impl Faults {
     fn end(&mut self, fleet: &mut Fleet, victim: String) -> Result<()> {
         fleet.process(&victim)?.end()?;
         fleet.process(&victim)?.wait()?;
-        self.note("end chunkserver", &victim);
+        self.note(if victim.starts_with("mds") { "end MDS" } else { "end chunkserver" }, &victim);
         self.add(Duration::ZERO, [victim.clone()], Undo::Start(victim));
         Ok(())
     }
 
     /// Ends and starts one after the other, as an upgrade does.
-    fn roll(&mut self, fleet: &mut Fleet, chunkservers: &[String]) -> Result<()> {
-        self.note("rolling restart", "");
-        for victim in chunkservers {
+    fn roll(&mut self, fleet: &mut Fleet, choices: [(&'static str, &[String]); 2]) -> Result<()> {
+        let (whom, victims) = choices[self.rng.random_range(0..2)];
+        self.note(whom, "");
+        for victim in victims {
             fleet.process(victim)?.end()?;
             fleet.process(victim)?.wait()?;
             fleet.start_daemon(victim)?;
             std::thread::sleep(self.millis(300, 3_000));
         }
+        Ok(())
+    }
+
+    /// Every connection of a process breaks, in the middle of whatever is on it.
+    fn reset(&mut self, fleet: &mut Fleet, victim: &str) -> Result<()> {
+        fleet.network.reset(victim)?;
+        self.note("cut connections", victim);
         Ok(())
     }
 

@@ -113,6 +113,14 @@ impl Network {
         Ok(())
     }
 
+    /// Breaks every TCP connection of a member (`ss`, as `ip` of Debian's iproute2).
+    ///
+    /// # Errors
+    /// When there is no such member.
+    pub(super) fn reset(&self, member: &str) -> Result<()> {
+        run(self.command(member, Path::new("ss"))?.args(["--kill", "--tcp", "state", "established"])).map(drop)
+    }
+
     /// Names of all members but the bridge's.
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
         self.members.iter().map(|m| m.name.as_str()).filter(|name| *name != HUB)

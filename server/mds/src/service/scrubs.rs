@@ -8,6 +8,7 @@
 
 use super::status::CallError;
 use super::{Core, names};
+use crate::liveness::Scrubbing;
 use crate::machine::row::{ChunkserverRow, CopysetRow};
 use crate::machine::{attach, layers};
 use crate::refusal::Refusal;
@@ -79,12 +80,9 @@ impl Core {
 
     pub(crate) async fn list_scrubs(&self) -> Result<mds::ScrubList, CallError> {
         self.lead().await?;
-        let show = |(id, _): (ChunkserverId, ChunkserverRow)| mds::Scrub {
-            chunkserver: id.0,
-            report: self.live.vitals(id).0.map(|v| v.scrub),
-            ordered: self.live.scrub_order(id).map_or(0, |o| o.id),
-            verify: self.live.vitals(id).0.map(|v| v.verify),
-            verify_ordered: self.live.verify_order(id).map_or(0, |o| o.id),
+        let show = |(id, _): (ChunkserverId, ChunkserverRow)| {
+            let Scrubbing { scrub, ordered, verify, verify_ordered } = self.live.scrubbing(id);
+            mds::Scrub { chunkserver: id.0, report: scrub, ordered, verify, verify_ordered }
         };
         Ok(mds::ScrubList { scrubs: self.chunkservers()?.into_iter().map(show).collect() })
     }
