@@ -43,8 +43,8 @@
 //! with each checkpoint, [`ogee_common::limits::HORIZON_ENTRIES`] ahead, so it costs nothing on the steady path). After a
 //! start, H as found bounds what the earlier process can have applied; the end of the local log does not, because a
 //! leader may apply what only its followers have flushed. A checksum mismatch of the page under a partial write is
-//! accepted only if the entry is at or below that H, the page lies in the version being written, and this process has not
-//! changed it. In every other case the page becomes *damaged*: the write is kept, no checksum is stored, and reads say
+//! accepted only if the entry is at or below that H, the page lies in the version being written, this process has not
+//! changed it, and the disk gave its bytes. In every other case the page becomes *damaged*: the write is kept, no checksum is stored, and reads say
 //! `Corrupt` until the page is written whole, zeroed or repaired from another replica. Pages of older versions and
 //! parents are always verified strictly.
 //! *Price.* A page that rots between two runs and is partly written by one of the first entries after the restart is not

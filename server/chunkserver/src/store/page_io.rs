@@ -31,6 +31,8 @@ pub(crate) struct PagesRead {
     pub(crate) bytes: BytesMut,
     /// Indexes of pages whose bytes are not what was written.
     pub(crate) bad: Vec<usize>,
+    /// Of these, those that the disk did not give: what stands in `bytes` is nobody's.
+    pub(crate) unread: Vec<usize>,
 }
 
 /// Consecutive pages in one file.
@@ -129,47 +131,55 @@ impl CopysetStore {
     /// Reads the bytes of planned pages and verifies them.
     async fn fill(&self, sources: Vec<PageSource>, first: u32) -> Result<PagesRead, ChunkStoreError> {
         let mut bytes = BytesMut::zeroed(sources.len() * PAGE);
-        let mut cold = vec![];
-        for run in self.runs(&sources, first) {
+        let (mut cold, mut failed) = (vec![], vec![]);
+        for run in self.runs(&sources, first, &mut failed) {
             match run.file.read_at_nowait(&mut bytes[run.range.clone()], run.offset) {
                 Ok(true) => {}
                 Ok(false) => cold.push(run),
-                Err(e) => tracing::warn!(copyset = self.id.0, error = &e as &dyn std::error::Error, "read of a page failed"),
+                Err(e) => {
+                    tracing::warn!(copyset = self.id.0, error = &e as &dyn std::error::Error, "read of a page failed");
+                    failed.push(run.range);
+                }
             }
         }
         if !cold.is_empty() {
-            bytes = blocking(move || {
+            (bytes, failed) = blocking(move || {
                 for run in cold {
-                    if let Err(e) = run.file.read_at(&mut bytes[run.range], run.offset) {
+                    if let Err(e) = run.file.read_at(&mut bytes[run.range.clone()], run.offset) {
                         tracing::warn!(error = &e as &dyn std::error::Error, "read of a page failed");
+                        failed.push(run.range);
                     }
                 }
-                Ok(bytes)
+                Ok((bytes, failed))
             })
             .await?;
         }
-        // A page that could not be read holds something else than its data and fails here.
+        // A page that could not be read holds something else than its data and most often fails here; zeros may match by chance, and are not its data all the same.
+        let is_unread = |i: &usize| failed.iter().any(|range| range.contains(&(i * PAGE)));
         let is_bad = |i: &usize| match sources[*i] {
-            PageSource::Data { crc, .. } => crc32c(&bytes[i * PAGE..(i + 1) * PAGE]) != crc,
+            PageSource::Data { crc, .. } => is_unread(i) || crc32c(&bytes[i * PAGE..(i + 1) * PAGE]) != crc,
             PageSource::Damaged { .. } => true,
             _ => false,
         };
-        let bad = (0..sources.len()).filter(is_bad).collect();
-        Ok(PagesRead { sources, bytes, bad })
+        let bad: Vec<usize> = (0..sources.len()).filter(is_bad).collect();
+        let unread = bad.iter().copied().filter(is_unread).collect();
+        Ok(PagesRead { sources, bytes, bad, unread })
     }
 
-    fn runs(&self, sources: &[PageSource], first: u32) -> Vec<Run> {
+    /// What to read; to `failed` come the bytes for which there is no file.
+    fn runs(&self, sources: &[PageSource], first: u32, failed: &mut Vec<Range<usize>>) -> Vec<Run> {
         let version_at = |i: usize| sources.get(i).and_then(PageSource::version);
         let mut runs = vec![];
         let mut at = 0;
         while at < sources.len() {
             let version = version_at(at);
             let end = (at..).find(|i| *i >= sources.len() || version_at(*i) != version).unwrap_or(sources.len());
-            if let Some(version) = version
-                && let Some(file) = self.file_to_read(version)
-            {
-                let offset = u64::from(first) * u64::from(PAGE_BYTES) + (at * PAGE) as u64;
-                runs.push(Run { file, offset, range: at * PAGE..end * PAGE });
+            if let Some(version) = version {
+                let range = at * PAGE..end * PAGE;
+                match self.file_to_read(version) {
+                    Some(file) => runs.push(Run { file, offset: u64::from(first) * u64::from(PAGE_BYTES) + (at * PAGE) as u64, range }),
+                    None => failed.push(range),
+                }
             }
             at = end;
         }

@@ -177,7 +177,8 @@ impl CopysetStore {
         let mut crc = Some(0);
         if !read.bad.is_empty() {
             let own = matches!(source, PageSource::Data { version, touched: false, .. } if version == Self::target(at));
-            if own && index <= self.state().lenient_until {
+            // What the disk did not give is no newer content either.
+            if own && read.unread.is_empty() && index <= self.state().lenient_until {
                 count(&self.process.counters.unverified_pages);
             } else {
                 self.report_damage(&source, at.chunk.0, page);
