@@ -4,6 +4,7 @@
 
 use crate::hosts::Hosts;
 use crate::net::Host;
+use crate::races::Flavour;
 use crate::world::Plan;
 use anyhow::Result;
 use ogee_disk::{DiskOp, Fault, FaultRule};
@@ -19,18 +20,6 @@ enum Later {
     Replace(Host),
 }
 
-/// What a world has more of than others: races that chance alone hardly ever makes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-enum Flavour {
-    /// Nothing.
-    #[default]
-    Plain,
-    /// Leaders that are cut off from all but the clients, while a client that still reads there hears of no takeover.
-    OldLeaders,
-    /// Requests of a client that are long on their way, while it hears and answers the MDS.
-    SlowClients,
-}
-
 /// Faults of one world.
 #[derive(Debug, Default)]
 pub(crate) struct Faults {
@@ -39,12 +28,12 @@ pub(crate) struct Faults {
     /// What was done and when, for people.
     pub(crate) log: Vec<String>,
     next: u64,
-    flavour: Flavour,
     later: Vec<(u64, Later)>,
 }
 
 impl Faults {
-    fn note(&mut self, now: u64, kind: &'static str, whom: &dyn std::fmt::Debug) {
+    /// Notes that something was done.
+    pub(crate) fn note(&mut self, now: u64, kind: &'static str, whom: &dyn std::fmt::Debug) {
         *self.counts.entry(kind).or_default() += 1;
         self.log.push(format!("{now} {kind} {whom:?}"));
     }
@@ -60,17 +49,27 @@ impl Faults {
         }
         if self.next == 0 {
             self.next = now + rng.random_range(200..2_000);
-            self.flavour = match rng.random_range(0..4) {
-                0 => Flavour::OldLeaders,
-                1 => Flavour::SlowClients,
-                _ => Flavour::Plain,
-            };
         }
         if now >= self.next {
             self.next = now + rng.random_range(50..1_800);
             self.one(hosts, plan, rng, now)?;
         }
         Ok(())
+    }
+
+    /// No new faults until [`Faults::resume`].
+    pub(crate) fn rest(&mut self) {
+        self.next = u64::MAX;
+    }
+
+    /// The next fault comes at `next`, milliseconds.
+    pub(crate) fn resume(&mut self, next: u64) {
+        self.next = next;
+    }
+
+    /// Whether something is broken now.
+    pub(crate) fn is_open(&self) -> bool {
+        !self.later.is_empty()
     }
 
     fn one(&mut self, hosts: &mut Hosts, plan: &Plan, rng: &mut StdRng, now: u64) -> Result<()> {
@@ -80,9 +79,9 @@ impl Faults {
         let other = everybody[rng.random_range(0..everybody.len())];
         let storage = plan.chunkservers[rng.random_range(0..plan.chunkservers.len())];
         let back = now + rng.random_range(20..2_500);
-        if self.flavour != Flavour::Plain && rng.random_bool(0.6) {
+        if plan.flavour != Flavour::Plain && rng.random_bool(0.6) {
             let client = plan.clients[rng.random_range(0..plan.clients.len())];
-            return match self.flavour {
+            return match plan.flavour {
                 Flavour::OldLeaders => self.old_leader(hosts, plan, (storage, client), now, now + rng.random_range(2_500..6_000)),
                 _ => self.slow_client(hosts, plan, client, now, now + rng.random_range(100..1_800)),
             };

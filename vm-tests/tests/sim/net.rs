@@ -43,6 +43,8 @@ struct Direction {
     flying: VecDeque<(u64, Option<Bytes>)>,
     arrived: VecDeque<Bytes>,
     bytes: usize,
+    /// Bytes that arrived so far.
+    carried: u64,
     ended: bool,
     reset: bool,
     reader: Option<Waker>,
@@ -160,7 +162,10 @@ impl Net {
                     news = true;
                     notes.push([now, *id, side as u64, bytes.as_ref().map_or(u64::MAX, |b| b.len() as u64)]);
                     match bytes {
-                        Some(bytes) => way.arrived.push_back(bytes),
+                        Some(bytes) => {
+                            way.carried += bytes.len() as u64;
+                            way.arrived.push_back(bytes);
+                        }
                         None => way.ended = true,
                     }
                 }
@@ -176,6 +181,13 @@ impl Net {
     /// Nothing gets from one host to another until [`Net::heal`].
     pub(crate) fn hold(&self, from: Host, to: Host) {
         self.lock().held.insert((from, to));
+    }
+
+    /// Bytes that got from one host to another on the connections that are open.
+    pub(crate) fn carried(&self, from: Host, to: Host) -> u64 {
+        let state = self.lock();
+        let ways = state.connections.values().flat_map(|c| [(c.ends, &c.ways[0]), ([c.ends[1], c.ends[0]], &c.ways[1])]);
+        ways.filter(|(ends, _)| *ends == [from, to]).map(|(_, way)| way.carried).sum()
     }
 
     /// Lets one link go.

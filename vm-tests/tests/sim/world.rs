@@ -3,11 +3,13 @@
 //! Clients and the administrator are those of the torture (`vm-tests/src/torture`), with the same checker. Invariant: everything that
 //! happens follows from the seed.
 
+use crate::actors::{self, ActorArgs};
+use crate::entropy;
 use crate::faults::Faults;
 use crate::hosts::{Hosts, address, folder};
 use crate::invariants::Invariants;
 use crate::net::{Host, Net, addr};
-use crate::entropy;
+use crate::races::{Flavour, Races, Scene, Script};
 use anyhow::{Context, Result, bail, ensure};
 use ogee_chunkserver::ChunkserverConfig;
 use ogee_common::sim::{self, Canary};
@@ -53,6 +55,10 @@ pub(crate) struct Plan {
     pub(crate) clients: Vec<Host>,
     /// The administrator.
     pub(crate) admin: Host,
+    /// What this world has more of than others.
+    pub(crate) flavour: Flavour,
+    /// Witness and writer of its scripted races, if it has any.
+    pub(crate) actors: Option<[Host; 2]>,
 }
 
 /// What the hosts share with the director.
@@ -66,6 +72,7 @@ struct Stage {
     clients_stop: Arc<AtomicBool>,
     admin_stop: Arc<AtomicBool>,
     admin_done: AtomicBool,
+    script: Arc<Script>,
 }
 
 impl Stage {
@@ -84,11 +91,14 @@ impl Stage {
 fn plan(rng: &mut StdRng) -> Plan {
     let mds = if rng.random_bool(0.4) { 1 } else { 3 };
     let chunkservers = if rng.random_bool(0.7) { 3 } else { 4 };
+    let flavour = Flavour::draw(rng);
     Plan {
         mds: (1..=mds).collect(),
         chunkservers: (11..11 + chunkservers).collect(),
         clients: (21..=23).collect(),
         admin: 31,
+        flavour,
+        actors: (flavour != Flavour::Plain).then_some([41, 42]),
     }
 }
 
@@ -135,6 +145,13 @@ async fn run_client(stage: Arc<Stage>, host: Host, begun: u32) -> Result<()> {
     let volume = admin::VOLUMES[usize::from(host == stage.plan.clients[2])].to_owned();
     let seed = stage.seed ^ (u64::from(host) << 32) ^ u64::from(begun);
     client::run(ClientArgs { number, mds: stage.mds(), volume, seed, file }, stage.clients_stop.clone()).await
+}
+
+async fn run_actor(stage: Arc<Stage>, host: Host) -> Result<()> {
+    let (number, file) = stage.history();
+    let args = ActorArgs { number, mds: stage.mds(), seed: stage.seed ^ (u64::from(host) << 32), file: file.into(), script: stage.script.clone() };
+    let is_witness = stage.plan.actors.is_some_and(|[witness, _]| witness == host);
+    if is_witness { actors::witness(args).await } else { actors::writer(args).await }
 }
 
 async fn run_admin(stage: Arc<Stage>) -> Result<()> {
@@ -199,6 +216,16 @@ impl World {
         Ok(())
     }
 
+    /// Starts the actors, if there are any, and waits until they are ready.
+    fn start_actors(&mut self) -> Result<()> {
+        let Some(actors) = self.stage.plan.actors else { return Ok(()) };
+        for host in actors {
+            let stage = self.stage.clone();
+            self.hosts.add(host, 1.0, Box::new(move |_| Box::pin(run_actor(stage.clone(), host))))?;
+        }
+        self.until("set the stage", |w| !matches!(w.stage.script.scene(), Scene::Begin | Scene::Made))
+    }
+
     /// Lets time pass until something is true.
     fn until(&mut self, what: &str, mut done: impl FnMut(&Self) -> bool) -> Result<()> {
         let limit = self.steps() + STEPS_MAX;
@@ -232,6 +259,7 @@ pub(crate) fn run(seed: u64, canary: Option<Canary>, root: &Path, faults: &mut F
         clients_stop: Arc::default(),
         admin_stop: Arc::default(),
         admin_done: AtomicBool::new(false),
+        script: Arc::new(Script::new(plan.flavour)),
     });
     let hosts = Hosts::new(Net::new(rng.random()));
     sim::set_ns(hosts.now);
@@ -243,15 +271,19 @@ pub(crate) fn run(seed: u64, canary: Option<Canary>, root: &Path, faults: &mut F
     world.start(&mut rng)?;
     let root = root.to_owned();
     world.until("make the cluster", |w| w.steps() % 50 == 0 && volumes_exist(&root))?;
+    world.start_actors()?;
     world.start_clients()?;
     let end = world.steps() + rng.random_range(8_000..16_000);
+    let mut races = Races::new(world.stage.script.clone(), world.hosts.now / crate::hosts::STEP_NS, &mut rng);
     while world.steps() < end {
+        races.step(&mut world.hosts, &plan, faults, &mut rng)?;
         faults.step(&mut world.hosts, &plan, &mut rng)?;
         world.step()?;
     }
+    races.end(&world.hosts);
     faults.heal(&mut world.hosts, &plan)?;
     world.stage.clients_stop.store(true, Ordering::Relaxed);
-    let clients = plan.clients.clone();
+    let clients: Vec<Host> = plan.clients.iter().copied().chain(plan.actors.into_iter().flatten()).collect();
     world.until("end the clients", |w| clients.iter().all(|c| !w.hosts.is_up(*c)))?;
     world.stage.admin_stop.store(true, Ordering::Relaxed);
     world.until("read everything", |w| w.stage.admin_done.load(Ordering::Relaxed))?;
