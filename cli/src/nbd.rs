@@ -10,11 +10,14 @@ use crate::logging;
 use crate::open::{close_volume, open_volume};
 use crate::signals::StopSignals;
 use clap::{Args, Subcommand};
-use ogee_client::{BlockDevice, Cluster, OpenMode, Volume};
-use ogee_common::limits::NBD_CONNECTIONS_DEFAULT;
+use crate::sdk_error::call_failed;
+use ogee_client::{BlockDevice, Cluster, Moment, OpenMode, Volume};
+use ogee_common::id::{LayerId, VolumeSeq};
+use ogee_common::limits::{NBD_CHANGED_CONTEXTS_MAX, NBD_CONNECTIONS_DEFAULT};
 use ogee_common::name::VolumeRef;
 use ogee_common::size::ByteLen;
 use ogee_nbd::{Export, ListenError, ListenOn, NbdConfig, NbdServer, ServeError};
+use ogee_proto::mds::ListSnapshotsRequest;
 use ogee_proto::unix_socket::SocketError;
 use serde::Serialize;
 use std::net::SocketAddr;
@@ -28,7 +31,8 @@ Examples:
   ogee nbd serve team/db --listen 10.0.0.5:10809 --read-only
 
 An export has the name it has here: nbd://127.0.0.1:10809/golden@v1. With one volume the empty name is that one too.
-Snapshots are read-only, volumes with --read-only. Without --socket and --listen the sockets come from systemd (LISTEN_FDS).
+Snapshots are read-only, volumes with --read-only. What changed since an earlier snapshot of the volume, as of the start, is in
+the metadata context ogee:changed:SNAPSHOT, with dirty bits as in qemu:dirty-bitmap. Without --socket and --listen the sockets come from systemd (LISTEN_FDS).
 NBD has no protection of its own here, no TLS: serve on a UNIX socket, on loopback or in a private network.
 
 It prints `ready` and the addresses. SIGTERM and SIGINT end it: requests in flight are answered first.";
@@ -104,6 +108,8 @@ struct ReadyExport {
     read_only: bool,
     /// Where clients find it, one for each place.
     uris: Vec<String>,
+    /// Contexts for what changed since snapshots.
+    contexts: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -154,7 +160,10 @@ async fn serve(context: &Context, args: &ServeArgs) -> Result<(), CliError> {
     let cluster = context.cluster(args.io_timeout.map(Duration::from_secs))?;
     let mut volumes = vec![];
     let served = match open_all(&cluster, args, &mut volumes).await {
-        Ok(()) => serve_open(context, args, &volumes, &mut signals).await,
+        Ok(()) => match exports(&cluster, &volumes).await {
+            Ok(exports) => serve_open(context, args, exports, &mut signals).await,
+            Err(error) => Err(error),
+        },
         Err(error) => Err(error),
     };
     let closed = tokio::select! {
@@ -187,19 +196,42 @@ async fn close_all(volumes: &[Volume]) -> Result<(), CliError> {
     result
 }
 
+/// The snapshots of a volume that what is served can be told from, the newest first, each with its context's name.
+async fn changed_since(cluster: &Cluster, volume: &Volume) -> Result<Vec<(String, Moment)>, CliError> {
+    let path = volume.attach_info().name.path.to_string();
+    let list = cluster.mds().list_snapshots(ListSnapshotsRequest { path: path.clone() }).await;
+    let mut list = list.map_err(|e| call_failed(&format!("list snapshots of {path}"), &e))?.snapshots;
+    list.sort_by_key(|snapshot| std::cmp::Reverse((snapshot.layer, snapshot.seq)));
+    let served = volume.attach_info().name.snapshot.as_deref();
+    let moments = list.iter().filter(|s| s.ready && Some(s.name.as_str()) != served).map(|snapshot| {
+        let moment = Moment { layer: LayerId(snapshot.layer), seq: VolumeSeq(snapshot.seq) };
+        (format!("ogee:changed:{}", snapshot.name), moment)
+    });
+    Ok(moments.filter(|(_, moment)| volume.can_compare(*moment)).take(NBD_CHANGED_CONTEXTS_MAX).collect())
+}
+
+async fn exports(cluster: &Cluster, volumes: &[Volume]) -> Result<Vec<Export<Volume>>, CliError> {
+    let mut exports = vec![];
+    for volume in volumes {
+        exports.push(Export {
+            name: volume.attach_info().name.to_string(),
+            description: format!("Ogee {} {}", volume.attach_info().name, volume.info().serial),
+            device: volume.clone(),
+            changed_since: changed_since(cluster, volume).await?,
+        });
+    }
+    Ok(exports)
+}
+
 async fn serve_open(
-    context: &Context, args: &ServeArgs, volumes: &[Volume], signals: &mut StopSignals,
+    context: &Context, args: &ServeArgs, exports: Vec<Export<Volume>>, signals: &mut StopSignals,
 ) -> Result<(), CliError> {
     let mut config = NbdConfig::new(args.places());
     config.connections_max = args.connections;
     config.threads = args.threads.unwrap_or(config.threads);
-    let export = |volume: &Volume| Export {
-        name: volume.attach_info().name.to_string(),
-        description: format!("Ogee {} {}", volume.attach_info().name, volume.info().serial),
-        device: volume.clone(),
-    };
-    let server = NbdServer::bind(volumes.iter().map(export).collect(), config).map_err(serve_failed)?;
-    say_ready(context, args, volumes, &server.tcp_addrs())?;
+    let server = NbdServer::bind(exports.clone(), config).map_err(serve_failed)?;
+    say_ready(context, args, &exports, &server.tcp_addrs())?;
+    drop(exports);
     // From here on a person reads the log; before, an error is one line.
     logging::start_for_daemon();
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
@@ -222,16 +254,17 @@ async fn serve_open(
 }
 
 fn say_ready(
-    context: &Context, args: &ServeArgs, volumes: &[Volume], listen: &[SocketAddr],
+    context: &Context, args: &ServeArgs, exports: &[Export<Volume>], listen: &[SocketAddr],
 ) -> Result<(), CliError> {
     // A client finds the socket from its own working directory.
     let socket = args.socket.as_ref().map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone()));
-    let export = |volume: &Volume| {
-        let (name, info) = (volume.attach_info().name.to_string(), volume.info());
+    let export = |export: &Export<Volume>| {
+        let (name, info) = (export.name.clone(), export.device.info());
         let uris = uris(&name, socket.as_deref(), listen);
-        ReadyExport { name, size_bytes: info.size_bytes, read_only: info.read_only, uris }
+        let contexts = export.changed_since.iter().map(|(name, _)| name.clone()).collect();
+        ReadyExport { name, size_bytes: info.size_bytes, read_only: info.read_only, uris, contexts }
     };
-    let exports = volumes.iter().map(export).collect();
+    let exports = exports.iter().map(export).collect();
     let ready = Ready { ready: true, socket: socket.clone(), listen: listen.to_vec(), exports };
     context.out.result(&ready, Ready::text)
 }
@@ -253,7 +286,7 @@ fn serve_failed(error: ServeError) -> CliError {
         ServeError::Listen(ListenError::Tcp { source, .. }) if source.kind() == std::io::ErrorKind::AddrInUse => {
             ErrorKind::Conflict
         }
-        ServeError::Listen(_) | ServeError::Thread(_) | ServeError::NotDrained { .. } => ErrorKind::Failure,
+        ServeError::Contexts { .. } | ServeError::Listen(_) | ServeError::Thread(_) | ServeError::NotDrained { .. } => ErrorKind::Failure,
     };
     let advice = "give --socket PATH or --listen ADDR, or start from a systemd socket unit";
     let is_nowhere = matches!(error, ServeError::Listen(ListenError::NothingInherited));

@@ -144,18 +144,22 @@ fn volumes_are_backed_up_and_restored() {
     cluster.json(&["snapshot", "create", "golden@one"]);
     let one = cluster.json(&["backup", "create", "golden@one", "--repo", repo]);
     assert_eq!((number(&one, "data_bytes"), number(&one, "new_blocks")), (64 << 20, 256 + 1), "{one}");
-    let changed = tokio::runtime::Runtime::new().expect("a runtime").block_on(change_pages(&mds, "golden"));
+    assert_eq!((number(&one, "read_bytes"), number(&one, "kept_bytes")), (64 << 20, 0), "holes are not read: {one}");
+    let change = |volume| tokio::runtime::Runtime::new().expect("a runtime").block_on(change_pages(&mds, volume));
+    let changed = change("golden");
     let two = cluster.json(&["backup", "create", "golden", "--repo", repo]);
     let new = number(&two, "new_bytes");
     assert!(new >= changed * BLOCK && new * 10 <= changed * BLOCK * 13, "{changed} blocks changed: {two}");
+    assert_eq!(number(&two, "read_bytes"), changed * BLOCK, "the blocks with changed pages, and no others: {two}");
     let snapshots = cluster.json(&["snapshot", "ls", "golden"]);
     assert_eq!(snapshots.as_array().map(Vec::len), Some(1), "the one that was taken for the backup is gone: {snapshots}");
     assert_eq!(cluster.json(&["backup", "ls", "--repo", repo]).as_array().map(Vec::len), Some(2));
     assert_eq!(cluster.json(&["backup", "show", "golden@one", "--repo", repo])["root"], one["root"]);
 
+    let of_clone = built_on_others(&cluster, repo, &two, change);
     killed(&cluster, repo, &blocks);
     restored(&cluster, repo);
-    for backup in [&one, &two] {
+    for backup in [&one, &two].into_iter().chain(&of_clone) {
         cluster.json(&["backup", "rm", backup["backup"].as_str().expect("an identity"), "--repo", repo]);
     }
     cluster.json(&["backup", "gc", "--repo", repo, "--abandon-after", "0"]);
@@ -163,6 +167,27 @@ fn volumes_are_backed_up_and_restored() {
     cluster.json(&["backup", "rm", "victim", "--repo", repo]);
     cluster.json(&["backup", "gc", "--repo", repo, "--abandon-after", "0"]);
     assert_eq!(count_files(&blocks), 0, "nothing is left of what was removed");
+}
+
+/// Of a clone nothing is read but what it wrote itself; nor of a volume that was rolled back, of what it gave up. Returns the
+/// backups, which all hold what `newest` does.
+fn built_on_others(cluster: &Cluster, repo: &str, newest: &Value, change: impl Fn(&'static str) -> u64) -> Vec<Value> {
+    let create = |more: &[&str]| cluster.json(&[&["backup", "create", "vm", "--repo", repo], more].concat());
+    cluster.json(&["snapshot", "create", "golden@late"]);
+    cluster.json(&["clone", "golden@late", "vm"]);
+    let data = number(newest, "data_bytes");
+    let mut made = vec![create(&[])];
+    cluster.json(&["snapshot", "create", "vm@base"]);
+    assert!(change("vm") > 0);
+    cluster.json(&["rollback", "vm@base"]);
+    made.push(create(&[]));
+    for backup in &made {
+        assert_eq!((number(backup, "read_bytes"), number(backup, "kept_bytes")), (0, data), "{backup}");
+    }
+    made.push(create(&["--full"]));
+    assert_eq!((number(&made[2], "read_bytes"), number(&made[2], "kept_bytes")), (data, 0), "{}", made[2]);
+    assert!(made.iter().all(|backup| backup["root"] == newest["root"] && number(backup, "new_blocks") == 0), "{made:?}");
+    made
 }
 
 /// A backup that is killed is gone on with, or collected: nothing leaks and nothing is lost.

@@ -4,6 +4,7 @@
 //! (volume, layer, epoch, ancestry) never changes; what changes is in the gate (seq, life), the caches and the size,
 //! which only grows. Absent: sessions, which belong to a handle.
 
+use crate::block_device::Moment;
 use crate::cluster::ClusterInner;
 use crate::fence::FenceTable;
 use crate::gate::Gate;
@@ -52,6 +53,18 @@ impl Attachment {
     /// Whether writes are refused.
     pub(crate) fn is_read_only(&self) -> bool {
         self.info.epoch.0 == 0
+    }
+
+    /// The layers that are looked through, nearest first, each with the seq it is seen at.
+    pub(crate) fn moments(&self) -> impl Iterator<Item = Moment> {
+        let own = Moment { layer: self.info.layer, seq: self.gate.seq() };
+        std::iter::once(own).chain(self.chain.iter().map(|a| Moment { layer: a.layer, seq: a.seq }))
+    }
+
+    /// Whether what is seen can be told from a moment: it is one of those looked through, or before it in the same layer.
+    pub(crate) fn can_compare(&self, moment: Moment) -> bool {
+        let seen = self.moments().find(|seen| seen.layer == moment.layer);
+        seen.is_some_and(|seen| moment.seq <= seen.seq)
     }
 
     /// The MDS's word on the size; it never shrinks.

@@ -10,7 +10,7 @@
 //! that said so refuses them from now on, so none can be applied after the new one.
 
 use crate::attachment::Attachment;
-use crate::block_device::{IoErrorKind, ReadPiece};
+use crate::block_device::{IoErrorKind, Moment, ReadPiece};
 use crate::cluster::NoSpacePolicy;
 use crate::gate::Unsettled;
 use crate::resolve::resolve;
@@ -25,7 +25,8 @@ use ogee_common::id::{ChunkserverId, CopysetId, VolumeSeq};
 use ogee_common::limits::CORRUPT_RETRIES_MAX;
 use ogee_common::rng;
 use ogee_proto::data::{
-    Frame, LayerHead, OpenLayerHead, Opcode, ReadHead, ReadReply, Status, WriteHead, ZeroHead,
+    Ancestor, Frame, LayerHead, OpenLayerHead, Opcode, PAGE_MAP_SINCE, PageMapHead, PageMapReply, ReadHead, ReadReply, Status,
+    WriteHead, ZeroHead,
 };
 use smallvec::SmallVec;
 use std::error::Error;
@@ -65,6 +66,8 @@ pub(crate) enum Action {
     Open,
     /// Read the span.
     Read,
+    /// Say what the chunk holds, and what of it may have changed since a moment.
+    PageMap(Option<Moment>),
     /// Zero the span.
     Zero,
     /// Write the span; with the checksums of its page fragments.
@@ -76,6 +79,27 @@ impl Action {
     pub(crate) fn write(offset: u32, data: Bytes) -> Self {
         let crcs = fragment_crcs(offset, &data).collect();
         Self::Write { data, crcs }
+    }
+}
+
+/// What a request came to.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// It was done.
+    Done,
+    /// What was read.
+    Read(ReadPiece),
+    /// What the chunk holds.
+    PageMap(Box<PageMapReply>),
+}
+
+impl Outcome {
+    /// What was read of `len` bytes.
+    pub(crate) fn into_piece(self, len: u32) -> ReadPiece {
+        match self {
+            Self::Read(piece) => piece,
+            Self::Done | Self::PageMap(_) => ReadPiece::Zeros(len),
+        }
     }
 }
 
@@ -133,7 +157,7 @@ impl<'a> DataPath<'a> {
         &self,
         request: &mut Request,
         mut account: Option<&mut Unsettled<'_>>,
-    ) -> Result<ReadPiece, Failure> {
+    ) -> Result<Outcome, Failure> {
         let timing = &self.at.cluster.config.timing;
         let mut pauses = Pauses { next: timing.backoff_min, max: timing.backoff_max, quick: 0, mismatches: 0 };
         loop {
@@ -143,6 +167,10 @@ impl<'a> DataPath<'a> {
                 pauses.pause().await;
                 continue;
             };
+            // An older chunkserver would end the connection.
+            if matches!(request.action, Action::PageMap(_)) && connection.link.version() < PAGE_MAP_SINCE {
+                return Ok(Outcome::PageMap(Box::new(PageMapReply::unknown())));
+            }
             // No await from here until the request is queued; see `session.rs`.
             let seq = self.at.gate.seq();
             let before = account.as_mut().map(|a| a.sending(seq));
@@ -156,9 +184,9 @@ impl<'a> DataPath<'a> {
                 settle(account, before, next);
             }
             if next == Next::Done
-                && let Some(piece) = sent.answer.as_ref().and_then(|frame| verified(request, frame))
+                && let Some(outcome) = sent.answer.as_ref().and_then(|frame| verified(request, frame))
             {
-                return Ok(piece);
+                return Ok(outcome);
             }
             bump(&self.at.stats.retries);
             Box::pin(self.prepare_retry(request, &sent, next, &mut pauses)).await?;
@@ -251,10 +279,12 @@ impl<'a> DataPath<'a> {
             len: span.len,
         };
         let none = SmallVec::new();
+        let chain = || if self.at.is_read_only() { self.at.chain.clone() } else { Vec::new() };
         match &request.action {
-            Action::Read => {
-                let chain = if self.at.is_read_only() { self.at.chain.clone() } else { Vec::new() };
-                (Opcode::Read, ReadHead { at, chain }.encode(), none)
+            Action::Read => (Opcode::Read, ReadHead { at, chain: chain() }.encode(), none),
+            Action::PageMap(since) => {
+                let since = since.map(|moment| Ancestor { layer: moment.layer, seq: moment.seq });
+                (Opcode::PageMap, PageMapHead { at, since, chain: chain() }.encode(), none)
             }
             Action::Zero => (Opcode::Zero, ZeroHead { at }.encode(), none),
             Action::Write { data, crcs } => {
@@ -345,9 +375,16 @@ fn failure(request: &Request, sent: &Sent, kind: IoErrorKind) -> Failure {
     Failure { kind, source: Some(Box::new(Answer { copyset: request.copyset, status, note })) }
 }
 
-/// The data of a good answer, or `None` if it does not match its checksums.
-fn verified(request: &Request, frame: &Frame) -> Option<ReadPiece> {
-    let Action::Read = request.action else { return Some(ReadPiece::Zeros(0)) };
+/// What a good answer says, or `None` if it does not match its checksums.
+fn verified(request: &Request, frame: &Frame) -> Option<Outcome> {
+    match request.action {
+        Action::Read => read_data(request, frame).map(Outcome::Read),
+        Action::PageMap(_) => PageMapReply::decode(frame.head()).ok().map(|map| Outcome::PageMap(Box::new(map))),
+        _ => Some(Outcome::Done),
+    }
+}
+
+fn read_data(request: &Request, frame: &Frame) -> Option<ReadPiece> {
     let crcs = ReadReply::decode(frame.head()).ok()?.crcs;
     let data = frame.payload();
     if crcs.is_empty() && data.is_empty() {

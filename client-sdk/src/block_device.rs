@@ -5,6 +5,7 @@
 //! the future completes. Futures are **not** cancellation-safe: a dropped write is *unknown*, it may still land.
 
 use bytes::Bytes;
+use ogee_common::id::{LayerId, VolumeSeq};
 use smallvec::SmallVec;
 use std::future::Future;
 
@@ -79,13 +80,36 @@ impl ReadData {
     }
 }
 
+/// What is known of a run of bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExtentKind {
+    /// It may hold anything.
+    Data,
+    /// It was made zeros and takes no space.
+    Zero,
+    /// It was never written, also not in what the volume stands on: it reads as zeros and takes no space.
+    Hole,
+}
+
 /// A run of bytes of one kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {
     /// Bytes, not 0.
     pub len: u64,
-    /// Whether it is known to have no space of its own and to read as zeros; else nothing is known.
-    pub is_hole: bool,
+    /// What it is.
+    pub kind: ExtentKind,
+    /// Whether it may differ from the moment that it was compared with; true if it was not compared.
+    pub changed: bool,
+}
+
+/// A moment in the life of a layer, that of a volume snapshot: what the layer shows up to a seq. Neither number is ever
+/// used again in a cluster, so a moment stays what it is after its snapshot was deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Moment {
+    /// The layer.
+    pub layer: LayerId,
+    /// The newest seq that is seen.
+    pub seq: VolumeSeq,
 }
 
 /// Why an IO failed, as far as a front end can act on it.
@@ -164,13 +188,20 @@ pub trait BlockDevice: Clone + Send + Sync + 'static {
     /// As [`BlockDevice::write`].
     fn write_zeroes(&self, offset: u64, len: u64) -> impl Future<Output = Result<(), IoError>> + Send;
 
-    /// What is known of the allocation of a range: extents from `offset` on, at least one, together at most `len` bytes.
-    /// They may cover less than asked for. A device that knows nothing says that there is data everywhere.
+    /// What a range holds, and what of it may have changed since an earlier moment: extents from `offset` on, at least one
+    /// if `len` is not 0, together at most `len` bytes. They may cover less than asked for. No change is missed; what was
+    /// written with the content it had counts as changed. A device that knows nothing says that there is data everywhere,
+    /// and that all of it changed.
     ///
     /// # Errors
     /// As [`BlockDevice::read`].
-    fn extents(&self, _offset: u64, len: u64) -> impl Future<Output = Result<Vec<Extent>, IoError>> + Send {
-        async move { Ok(vec![Extent { len, is_hole: false }]) }
+    fn extents(
+        &self,
+        _offset: u64,
+        len: u64,
+        _since: Option<Moment>,
+    ) -> impl Future<Output = Result<Vec<Extent>, IoError>> + Send {
+        async move { Ok(vec![Extent { len, kind: ExtentKind::Data, changed: true }]) }
     }
 
     /// A watch that carries the size in bytes and changes when the volume is resized.

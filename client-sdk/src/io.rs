@@ -7,7 +7,7 @@
 
 use crate::attachment::Attachment;
 use crate::attempt::{Action, DataPath, Failure, Request};
-use crate::block_device::{Extent, IoErrorKind, ReadData, ReadPiece};
+use crate::block_device::{IoErrorKind, ReadData, ReadPiece};
 use crate::cluster::NoSpacePolicy;
 use crate::gate::WriteTicket;
 use crate::layout::Lookup;
@@ -18,7 +18,7 @@ use futures_util::stream::FuturesUnordered;
 use ogee_common::geometry::{ChunkSpan, chunk_spans, segment_of};
 use ogee_common::id::{ChunkIndex, CopysetId};
 use ogee_common::limits::{
-    CHUNK_BYTES, EXTENT_SEGMENTS_MAX, IO_BYTES_MAX, REQUEST_BYTES_MAX, SECTOR_BYTES, SEGMENT_BYTES, ZERO_BYTES_MAX, ZERO_SPANS_PARALLEL,
+    CHUNK_BYTES, IO_BYTES_MAX, REQUEST_BYTES_MAX, SECTOR_BYTES, SEGMENT_BYTES, ZERO_BYTES_MAX, ZERO_SPANS_PARALLEL,
 };
 use ogee_common::rng;
 use ogee_proto::MdsErrorKind;
@@ -41,7 +41,7 @@ pub(crate) const LEN_MAX: u64 = IO_BYTES_MAX as u64;
 
 /// What an unplaced segment means to an IO.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Unplaced {
+pub(crate) enum Unplaced {
     /// It needs no placement: it reads as zeros.
     Fine,
     /// Give it one.
@@ -74,7 +74,8 @@ impl DataPath<'_> {
             return Ok(ReadPiece::Zeros(span.len));
         };
         let _in_flight = self.session.admit(span.len).await;
-        self.run(&mut Request { copyset, span, action: Action::Read }, None).await
+        let outcome = self.run(&mut Request { copyset, span, action: Action::Read }, None).await?;
+        Ok(outcome.into_piece(span.len))
     }
 
     /// Writes to a range that was checked.
@@ -132,26 +133,6 @@ impl DataPath<'_> {
         result
     }
 
-    /// Holes and data of a range that was checked, by segment; of at most `EXTENT_SEGMENTS_MAX` segments.
-    pub(crate) async fn extents(&self, offset: u64, len: u64) -> Result<Vec<Extent>, Failure> {
-        let mut extents: Vec<Extent> = Vec::new();
-        let (mut at, end) = (offset, offset + len);
-        for _ in 0..EXTENT_SEGMENTS_MAX {
-            if at >= end {
-                break;
-            }
-            let chunk = ChunkIndex(u32::try_from(at / u64::from(CHUNK_BYTES)).expect("volumes are bounded"));
-            let stop = end.min((u64::from(segment_of(chunk).0) + 1) * SEGMENT_BYTES);
-            let is_hole = self.copyset(chunk, Unplaced::Fine).await?.is_none();
-            match extents.last_mut().filter(|last| last.is_hole == is_hole) {
-                Some(last) => last.len += stop - at,
-                None => extents.push(Extent { len: stop - at, is_hole }),
-            }
-            at = stop;
-        }
-        Ok(extents)
-    }
-
     async fn zero_span(&self, ticket: &WriteTicket<'_>, span: ChunkSpan) -> Result<(), Failure> {
         let Some(copyset) = self.copyset(span.chunk, Unplaced::Fine).await? else { return Ok(()) };
         let _in_flight = self.session.admit(0).await;
@@ -160,7 +141,7 @@ impl DataPath<'_> {
     }
 
     /// The copyset of a chunk; `None` if its segment has no placement and needs none.
-    async fn copyset(&self, chunk: ChunkIndex, unplaced: Unplaced) -> Result<Option<CopysetId>, Failure> {
+    pub(crate) async fn copyset(&self, chunk: ChunkIndex, unplaced: Unplaced) -> Result<Option<CopysetId>, Failure> {
         match (self.at.layout.lookup(chunk), unplaced) {
             (Lookup::At(copyset), _) => Ok(Some(copyset)),
             (Lookup::Unplaced, Unplaced::Fine) => Ok(None),

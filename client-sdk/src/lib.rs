@@ -10,6 +10,7 @@ mod attempt;
 mod block_device;
 mod cluster;
 mod control;
+mod extents;
 mod fence;
 mod gate;
 mod io;
@@ -27,7 +28,7 @@ mod watch;
 mod write_order;
 
 pub use attachment::AttachInfo;
-pub use block_device::{BlockDevice, DeviceInfo, Extent, IoError, IoErrorKind, ReadData, ReadPiece};
+pub use block_device::{BlockDevice, DeviceInfo, Extent, ExtentKind, IoError, IoErrorKind, Moment, ReadData, ReadPiece};
 pub use cluster::{Cluster, ClusterConfig, NoSpacePolicy, Timing};
 pub use mds_client::{MdsCallError, MdsClient};
 pub use memory::{MemoryCounters, MemoryDevice};

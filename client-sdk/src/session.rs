@@ -33,7 +33,7 @@ use ogee_common::clock::Instant;
 use ogee_common::id::{ChunkserverId, ConnectionGeneration, CopysetId, SessionId};
 use ogee_common::limits::{INFLIGHT_BYTES_MAX, INFLIGHT_REQUESTS_MAX};
 use ogee_common::rng;
-use ogee_proto::data::{HelloHead, Role, Status, VERSION};
+use ogee_proto::data::{HelloHead, PROTOCOL_MAX, PROTOCOL_MIN, Role, Status};
 use ogee_proto::link::{Link, LinkError};
 use ogee_proto::net::Network;
 use std::collections::HashMap;
@@ -150,8 +150,8 @@ impl Session {
         newest.0 += 1;
         let generation = *newest;
         let hello = HelloHead {
-            version_min: u16::from(VERSION),
-            version_max: u16::from(VERSION),
+            version_min: PROTOCOL_MIN,
+            version_max: PROTOCOL_MAX,
             role: Role::Client,
             process: 0,
             target: to.chunkserver.0,

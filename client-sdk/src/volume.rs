@@ -7,7 +7,7 @@
 
 use crate::attachment::{AttachInfo, Attachment};
 use crate::attempt::{DataPath, Failure};
-use crate::block_device::{BlockDevice, DeviceInfo, Extent, IoError, IoErrorKind, ReadData};
+use crate::block_device::{BlockDevice, DeviceInfo, Extent, IoError, IoErrorKind, Moment, ReadData};
 use crate::cluster::Cluster;
 use crate::gate::Gate;
 use crate::io::{LEN_MAX, check_range};
@@ -169,6 +169,20 @@ impl Volume {
         &self.at.info
     }
 
+    /// What is seen, nearest first: the layer with the seq it is read at (of a snapshot, that is the snapshot's moment),
+    /// then its ancestors.
+    #[must_use]
+    pub fn moments(&self) -> Vec<Moment> {
+        self.at.moments().collect()
+    }
+
+    /// Whether what is seen can be told from a moment, page by page: it is one of [`Volume::moments`], or earlier in the
+    /// same layer. Of any other everything counts as changed.
+    #[must_use]
+    pub fn can_compare(&self, moment: Moment) -> bool {
+        self.at.can_compare(moment)
+    }
+
     /// What it did since it was opened, all handles together.
     #[must_use]
     pub fn stats(&self) -> VolumeStats {
@@ -304,13 +318,15 @@ impl BlockDevice for Volume {
         self.zero(Verb::WriteZeroes, offset, len).await
     }
 
-    /// Segments (1 GiB) without a placement are holes; of the others nothing is known. Asks the MDS at most, and counts
-    /// in no statistics.
-    async fn extents(&self, offset: u64, len: u64) -> Result<Vec<Extent>, IoError> {
+    /// By page. The answer ends soon after the second extent began, or after 1 GiB of what was written.
+    /// A moment can be compared with that is one of [`Volume::moments`], or earlier in the same layer; of any other (after
+    /// a rollback: of what was given up) everything counts as changed. So it does where a chunkserver is too old to say.
+    /// One question to a copyset for each chunk (16 MiB) of a segment that was ever written. Counts in no statistics.
+    async fn extents(&self, offset: u64, len: u64, since: Option<Moment>) -> Result<Vec<Extent>, IoError> {
         let io = async {
             check_range(offset, len, self.size(), u64::MAX)?;
             let _ticket = self.at.gate.enter_read()?;
-            self.path().extents(offset, len).await
+            self.path().extents(offset, len, since).await
         };
         let failed = |Failure { kind, source }| IoError { kind, verb: "extents", offset, len, source };
         self.limited(io).await.map_err(failed)

@@ -133,6 +133,12 @@ pub const NBD_CONNECTIONS_MAX: usize = 1024;
 pub const NBD_THREADS_MAX: usize = 64;
 /// Bytes that one NBD cache request reads; the rest of its range is not read ahead.
 pub const NBD_CACHE_BYTES_MAX: u64 = 32 << 20;
+/// Contexts for changes of one NBD export: a set of contexts is a word.
+pub const NBD_CHANGED_CONTEXTS_MAX: usize = 63;
+/// Extents that one NBD reply tells in one context: 32 KiB with extended headers.
+pub const NBD_EXTENTS_MAX: usize = 2048;
+/// Times that a device is asked on for one NBD block status while all of it is of one kind.
+pub const NBD_STATUS_QUESTIONS_MAX: usize = 16;
 /// Writes of real zeros that one NBD request with NO_HOLE has under way; each is [`REQUEST_BYTES_MAX`].
 pub const NBD_ZERO_WRITES_PARALLEL: usize = 8;
 /// A stopping NBD server waits this long for requests in flight, then leaves them unanswered.
@@ -196,8 +202,13 @@ pub const STATUS_TIMEOUT: Duration = Duration::from_millis(500);
 pub const LAYOUT_PREFETCH_SEGMENTS: u32 = 64;
 /// A read-only client of a live volume believes for this long that a segment has no placement.
 pub const LIVE_LAYOUT_TTL: Duration = Duration::from_secs(1);
-/// Segments whose allocation one call of the SDK says: 4 TiB, at most 64 questions to the MDS.
+/// Segments without a placement of which one call of the SDK says that they are holes: 4 TiB, at most 64 questions to the MDS.
 pub const EXTENT_SEGMENTS_MAX: usize = 4096;
+/// Chunks that one call of the SDK says the extents of: 1 GiB, 64 questions to chunkservers. The last eight of them may have an
+/// extent for each of their pages, so an answer has at most 32,769.
+pub const EXTENT_CHUNKS_MAX: usize = 64;
+/// Questions of them that are under way at once.
+pub const EXTENT_CHUNKS_PARALLEL: usize = 8;
 /// Chunks that one discard or write-zeroes of the SDK works on at once.
 pub const ZERO_SPANS_PARALLEL: usize = 32;
 /// Times that a request is sent again because data and checksums did not match, before it fails.

@@ -5,14 +5,17 @@
 //! export's order from before its first step to its end. Every write is durable when the device completes it, so the
 //! flag FUA asks for nothing more.
 
+use crate::context::{self, ContextExtents, StatusExtent};
 use crate::reply::Outcome;
 use crate::request::{Command, Refusal};
 use crate::wire::Errno;
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use ogee_client::{BlockDevice, IoError, IoErrorKind, WriteOrder, WritePlace};
-use ogee_common::limits::{NBD_CACHE_BYTES_MAX, NBD_ZERO_WRITES_PARALLEL, REQUEST_BYTES_MAX};
+use ogee_client::{BlockDevice, IoError, IoErrorKind, Moment, WriteOrder, WritePlace};
+use ogee_common::limits::{
+    NBD_CACHE_BYTES_MAX, NBD_EXTENTS_MAX, NBD_STATUS_QUESTIONS_MAX, NBD_ZERO_WRITES_PARALLEL, REQUEST_BYTES_MAX,
+};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -23,6 +26,8 @@ pub(crate) struct OpenExport<D> {
     pub(crate) device: D,
     /// Shared by all threads.
     pub(crate) order: Arc<WriteOrder>,
+    /// The snapshot of each of its contexts for changes, in their order.
+    pub(crate) changed_since: Vec<Moment>,
 }
 
 /// A request that has its place and can be carried out at any time.
@@ -60,7 +65,7 @@ pub(crate) async fn execute<D: BlockDevice>(export: &OpenExport<D>, work: Work, 
     if let Some(place) = &work.place {
         place.turn().await;
     }
-    match call(&export.device, work.command, work.payload, gone).await {
+    match call(export, work.command, work.payload, gone).await {
         Ok(outcome) => outcome,
         Err(error) => {
             tracing::debug!(target: "datapath", %error, "request failed");
@@ -71,11 +76,12 @@ pub(crate) async fn execute<D: BlockDevice>(export: &OpenExport<D>, work: Work, 
 }
 
 async fn call<D: BlockDevice>(
-    device: &D,
+    export: &OpenExport<D>,
     command: Command,
     payload: Bytes,
     gone: &AtomicBool,
 ) -> Result<Outcome, IoError> {
+    let device = &export.device;
     match command {
         Command::Read { offset, len, one_chunk } => {
             let data = device.read(offset, len).await?;
@@ -93,14 +99,39 @@ async fn call<D: BlockDevice>(
             return write_real_zeros(device, offset, len, gone).await;
         }
         Command::Cache { offset, len } => read_ahead(device, offset, len, gone).await?,
-        Command::BlockStatus { offset, len, one } => {
-            let mut extents = device.extents(offset, len).await?;
-            extents.truncate(if one { 1 } else { usize::MAX });
-            return Ok(Outcome::Extents(extents));
+        Command::BlockStatus { offset, len, one, contexts } => {
+            let mut told = Vec::new();
+            for context in contexts.iter() {
+                let extents_max = if one { 1 } else { NBD_EXTENTS_MAX };
+                let extents = block_status(export, context, (offset, len), extents_max).await?;
+                told.push(ContextExtents { id: context::id(context), extents });
+            }
+            return Ok(Outcome::Extents(told));
         }
         Command::Disconnect => {}
     }
     Ok(Outcome::Done)
+}
+
+/// The extents of a range in a context. The device may say less than asked for; it is asked on while all is of one kind.
+async fn block_status<D: BlockDevice>(
+    export: &OpenExport<D>,
+    context: usize,
+    (offset, len): (u64, u64),
+    extents_max: usize,
+) -> Result<Vec<StatusExtent>, IoError> {
+    let since = context.checked_sub(1).and_then(|i| export.changed_since.get(i)).copied();
+    let (mut told, mut known) = (Vec::new(), 0);
+    for _ in 0..NBD_STATUS_QUESTIONS_MAX {
+        let extents = export.device.extents(offset + known, len - known, since).await?;
+        known += extents.iter().map(|extent| extent.len).sum::<u64>();
+        context::tell(context, &mut told, &extents);
+        if known >= len || told.len() != 1 {
+            break;
+        }
+    }
+    told.truncate(extents_max);
+    Ok(told)
 }
 
 /// Zeros that take space, as NO_HOLE wants them.
@@ -182,7 +213,7 @@ mod tests {
     async fn zeros_without_a_hole_are_written_and_end_early_when_nobody_waits() {
         let device = MemoryDevice::with_data(vec![7; 20 << 20], false);
         let order = Arc::new(WriteOrder::default());
-        let export = OpenExport { device: device.clone(), order: order.clone() };
+        let export = OpenExport { device: device.clone(), order: order.clone(), changed_since: vec![] };
         let zeroes = |offset, len| Command::WriteZeroes { offset, len, allocate: true };
         let work = Work::new(zeroes(512, (18 << 20) - 512), Bytes::new(), &order);
         assert_eq!(execute(&export, work, &AtomicBool::new(false)).await, Outcome::Done);

@@ -15,6 +15,7 @@
 //! option is complete; a refused option changes nothing but, for SET_META_CONTEXT, the choice (proto.md wants that).
 //! Absent: TLS (STARTTLS is answered as unsupported), the old style.
 
+use crate::context::{self, Contexts};
 use crate::option;
 use crate::wire::{
     self, Fields, INIT_MAGIC, OPTION_HEAD_BYTES, OPTION_MAGIC, OPTION_REPLY_MAGIC, handshake_flag, option_reply,
@@ -33,6 +34,8 @@ pub struct ExportInfo {
     pub size_bytes: u64,
     /// Whether writes are refused.
     pub read_only: bool,
+    /// Names of its contexts for changes, at most `NBD_CHANGED_CONTEXTS_MAX`.
+    pub contexts: Vec<String>,
 }
 
 /// Form of requests and replies after the handshake.
@@ -53,8 +56,8 @@ pub struct Agreement {
     pub export: usize,
     /// Form of requests and replies.
     pub framing: Framing,
-    /// Whether `base:allocation` was chosen for this export.
-    pub allocation: bool,
+    /// What was chosen for this export.
+    pub contexts: Contexts,
     /// The size that the client was told, bytes.
     pub size_bytes: u64,
     /// Whether the client was told that it may not write.
@@ -123,14 +126,14 @@ pub struct Handshake {
     state: State,
     no_zeroes: bool,
     framing: Framing,
-    /// The export for which `base:allocation` was chosen.
-    allocation_of: Option<usize>,
+    /// The export for which contexts were chosen, and which.
+    chosen: Option<(usize, Contexts)>,
     options: u32,
 }
 
 impl Default for Handshake {
     fn default() -> Self {
-        Self { state: State::Flags, no_zeroes: false, framing: Framing::Simple, allocation_of: None, options: 0 }
+        Self { state: State::Flags, no_zeroes: false, framing: Framing::Simple, chosen: None, options: 0 }
     }
 }
 
@@ -273,7 +276,7 @@ impl Handshake {
         Agreement {
             export,
             framing: self.framing,
-            allocation: self.allocation_of == Some(export),
+            contexts: self.chosen.filter(|(of, _)| *of == export).map_or(Contexts::default(), |(_, contexts)| contexts),
             size_bytes: exports[export].size_bytes,
             read_only: exports[export].read_only,
         }
@@ -298,21 +301,19 @@ impl Handshake {
 
     fn list_contexts(&self, exports: &[ExportInfo], data: &[u8], reply: &mut Replies<'_>) {
         let Some((export, queries)) = self.context_request(exports, data, reply) else { return };
-        let _ = export;
-        let wanted = |q: &&str| **q == *wire::BASE_ALLOCATION || **q == *"base:";
-        if queries.is_empty() || queries.iter().any(wanted) {
-            reply.context(0);
-        }
+        context::listed(&exports[export], &queries).for_each(|(_, name)| reply.context(0, name));
         reply.ack();
     }
 
     fn set_contexts(&mut self, exports: &[ExportInfo], data: &[u8], reply: &mut Replies<'_>) {
-        self.allocation_of = None;
+        self.chosen = None;
         let Some((export, queries)) = self.context_request(exports, data, reply) else { return };
-        if queries.contains(&wire::BASE_ALLOCATION) {
-            self.allocation_of = Some(export);
-            reply.context(wire::BASE_ALLOCATION_ID);
+        let mut contexts = Contexts::default();
+        for (context, name) in context::chosen(&exports[export], &queries) {
+            contexts = contexts.with(context);
+            reply.context(context::id(context), name);
         }
+        self.chosen = Some((export, contexts));
         reply.ack();
     }
 
@@ -386,10 +387,10 @@ impl Replies<'_> {
         self.send(option_reply::SERVER, &data);
     }
 
-    fn context(&mut self, id: u32) {
-        let mut data = Vec::with_capacity(4 + wire::BASE_ALLOCATION.len());
+    fn context(&mut self, id: u32, name: &str) {
+        let mut data = Vec::with_capacity(4 + name.len());
         data.put_u32(id);
-        data.put_slice(wire::BASE_ALLOCATION.as_bytes());
+        data.put_slice(name.as_bytes());
         self.send(option_reply::META_CONTEXT, &data);
     }
 }

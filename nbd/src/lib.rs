@@ -7,6 +7,7 @@
 //! | `server.rs`, `listen.rs`, `stream.rs` | threads, sockets, stop |
 //! | `connection.rs` | one connection: handshake, transmission, close |
 //! | `handshake.rs`, `option.rs` | the handshake without IO (drawing; fuzzed) |
+//! | `context.rs` | metadata contexts: allocation, changes since snapshots |
 //! | `transmission.rs` | requests in, work in flight, replies out |
 //! | `request.rs` | requests decoded and checked (fuzzed) |
 //! | `execute.rs` | one request against the device |
@@ -16,9 +17,10 @@
 //! Invariants across them: a client's bytes never make the server panic, wait for ever or allocate without bound; an
 //! error of one connection ends that connection, an error of one request that request; a write is answered after it is
 //! durable and visible to every connection, so FLUSH, FUA and CAN_MULTI_CONN hold. Deliberately absent: TLS, the old
-//! style handshake, ranges not aligned to 512 bytes, contexts other than `base:allocation`.
+//! style handshake, ranges not aligned to 512 bytes.
 
 mod connection;
+mod context;
 mod execute;
 mod handshake;
 mod listen;
@@ -30,6 +32,7 @@ mod stream;
 mod transmission;
 pub mod wire;
 
+pub use context::{ContextExtents, Contexts, StatusExtent};
 pub use handshake::{Agreement, ExportInfo, Framing, Handshake, HandshakeError, Progress};
 pub use listen::{ListenError, ListenOn};
 pub use reply::{Outcome, Replies, ReplyTo};

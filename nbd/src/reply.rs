@@ -5,14 +5,14 @@
 //! gets outcomes, not progress). In structured framing a success without data is a simple reply, which is shorter and
 //! allowed. Absent: when to send.
 
+use crate::context::{ContextExtents, StatusExtent};
 use crate::handshake::Framing;
 use crate::request::Refusal;
 use crate::wire::{
-    BASE_ALLOCATION_ID, EXTENDED_REPLY_MAGIC, Errno, REPLY_FLAG_DONE, SIMPLE_REPLY_MAGIC, STATE_HOLE, STATE_ZERO,
-    STRUCTURED_REPLY_MAGIC, chunk,
+    EXTENDED_REPLY_MAGIC, Errno, REPLY_FLAG_DONE, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC, chunk,
 };
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use ogee_client::{Extent, ReadData, ReadPiece};
+use ogee_client::{ReadData, ReadPiece};
 use std::collections::VecDeque;
 use std::io::IoSlice;
 
@@ -44,8 +44,8 @@ pub enum Outcome {
         /// Whether it must go in one chunk.
         one_chunk: bool,
     },
-    /// Extents from the request's offset on; at least one.
-    Extents(Vec<Extent>),
+    /// What the device holds, in each context that was agreed on; at least one.
+    Extents(Vec<ContextExtents>),
     /// Refused or failed.
     Failed(Refusal),
 }
@@ -146,27 +146,34 @@ impl Replies {
         }
     }
 
-    fn extents(&mut self, to: ReplyTo, extents: &[Extent]) {
-        let state = |extent: &Extent| if extent.is_hole { STATE_HOLE | STATE_ZERO } else { 0 };
+    /// One chunk for each context.
+    fn extents(&mut self, to: ReplyTo, contexts: &[ContextExtents]) {
+        for (i, context) in contexts.iter().enumerate() {
+            let flags = if i + 1 == contexts.len() { REPLY_FLAG_DONE } else { 0 };
+            self.context(to, context, flags);
+        }
+    }
+
+    fn context(&mut self, to: ReplyTo, ContextExtents { id, extents }: &ContextExtents, flags: u16) {
         if self.framing == Framing::Extended {
-            self.chunk(to, chunk::BLOCK_STATUS_EXT, REPLY_FLAG_DONE, 8 + 16 * extents.len() as u64);
-            self.heads.put_u32(BASE_ALLOCATION_ID);
+            self.chunk(to, chunk::BLOCK_STATUS_EXT, flags, 8 + 16 * extents.len() as u64);
+            self.heads.put_u32(*id);
             self.heads.put_u32(u32::try_from(extents.len()).expect("extents are bounded"));
             for extent in extents {
                 self.heads.put_u64(extent.len);
-                self.heads.put_u64(u64::from(state(extent)));
+                self.heads.put_u64(u64::from(extent.flags));
             }
             return;
         }
         // Fewer extents than asked for are allowed: the client asks again from the end of the last.
         let whole = extents.iter().take_while(|extent| extent.len <= EXTENT_32_MAX).count();
-        let cut = extents.get(whole).map(|extent| Extent { len: EXTENT_32_MAX, ..*extent });
+        let cut = extents.get(whole).map(|extent| StatusExtent { len: EXTENT_32_MAX, ..*extent });
         let told = || extents[..whole].iter().copied().chain(cut);
-        self.chunk(to, chunk::BLOCK_STATUS, REPLY_FLAG_DONE, 4 + 8 * told().count() as u64);
-        self.heads.put_u32(BASE_ALLOCATION_ID);
+        self.chunk(to, chunk::BLOCK_STATUS, flags, 4 + 8 * told().count() as u64);
+        self.heads.put_u32(*id);
         for extent in told() {
             self.heads.put_u32(u32::try_from(extent.len).expect("it was cut"));
-            self.heads.put_u32(state(&extent));
+            self.heads.put_u32(extent.flags);
         }
     }
 

@@ -5,6 +5,7 @@
 //! request that passes `check` lies inside the export, is aligned to sectors and changes nothing on a read-only export.
 //! Errors are those proto.md names ("Error values"). Absent: the payload itself.
 
+use crate::context::Contexts;
 use crate::handshake::{Agreement, Framing};
 use crate::wire::{
     EXTENDED_REQUEST_BYTES, EXTENDED_REQUEST_MAGIC, Errno, Fields, REQUEST_BYTES, REQUEST_MAGIC, command,
@@ -130,7 +131,7 @@ pub enum Command {
         /// Bytes.
         len: u64,
     },
-    /// Say what is allocated.
+    /// Say what is allocated, or what changed.
     BlockStatus {
         /// Byte of the export.
         offset: u64,
@@ -138,6 +139,8 @@ pub enum Command {
         len: u64,
         /// Whether one extent, not longer than asked for, is wanted.
         one: bool,
+        /// In which contexts; at least one.
+        contexts: Contexts,
     },
     /// Answer what is in flight and close.
     Disconnect,
@@ -190,7 +193,9 @@ pub fn check(head: &RequestHead, agreed: &Agreement) -> Result<Command, Refusal>
             refuse(Errno::NotSup, "zeros without a hole are written like data")
         }
         command::WRITE_ZEROES => Ok(Command::WriteZeroes { offset, len, allocate: has(flag::NO_HOLE) }),
-        command::BLOCK_STATUS => Ok(Command::BlockStatus { offset, len, one: has(flag::REQ_ONE) }),
+        command::BLOCK_STATUS => {
+            Ok(Command::BlockStatus { offset, len, one: has(flag::REQ_ONE), contexts: agreed.contexts })
+        }
         _ => refuse(Errno::Inval, "unknown command"),
     }
 }
@@ -208,7 +213,7 @@ fn check_flags(head: &RequestHead, agreed: &Agreement) -> Result<(), Refusal> {
     if head.flags & !(own | flag::FUA) != 0 {
         return refuse(Errno::Inval, "a flag that this command does not have");
     }
-    if head.kind == command::BLOCK_STATUS && !agreed.allocation {
+    if head.kind == command::BLOCK_STATUS && agreed.contexts.is_empty() {
         return refuse(Errno::Inval, "no metadata context was agreed on");
     }
     Ok(())

@@ -12,9 +12,9 @@ use crate::listen::{ListenError, ListenOn, Listener};
 use crate::stream::Accepted;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use ogee_client::{BlockDevice, WriteOrder};
+use ogee_client::{BlockDevice, Moment, WriteOrder};
 use ogee_common::limits::{
-    NBD_ACCEPT_PAUSE, NBD_CONNECTIONS_DEFAULT, NBD_CONNECTIONS_MAX, NBD_EXPORTS_MAX, NBD_HANDSHAKE_TIMEOUT,
+    NBD_ACCEPT_PAUSE, NBD_CHANGED_CONTEXTS_MAX, NBD_CONNECTIONS_DEFAULT, NBD_CONNECTIONS_MAX, NBD_EXPORTS_MAX, NBD_HANDSHAKE_TIMEOUT,
     NBD_STOP_DRAIN, NBD_STRING_BYTES_MAX, NBD_THREADS_MAX,
 };
 use std::collections::BTreeSet;
@@ -37,6 +37,8 @@ pub struct Export<D> {
     pub description: String,
     /// The device; it says itself whether it can be written.
     pub device: D,
+    /// Contexts that tell what changed since a snapshot, by their whole names; at most `NBD_CHANGED_CONTEXTS_MAX`.
+    pub changed_since: Vec<(String, Moment)>,
 }
 
 /// How to serve.
@@ -89,6 +91,12 @@ pub enum ServeError {
     ExportName {
         /// Its bytes.
         len: usize,
+    },
+    /// Too many contexts, or a name that is too long, not of the namespace, or there twice.
+    #[error("the contexts of {export} cannot be served: at most {NBD_CHANGED_CONTEXTS_MAX}, each name once and in the namespace ogee")]
+    Contexts {
+        /// The export.
+        export: String,
     },
     /// A number of threads outside 1 to 64.
     #[error("{threads} threads: 1 to {NBD_THREADS_MAX} are possible")]
@@ -144,6 +152,9 @@ impl<D: BlockDevice> NbdServer<D> {
             if !names.insert(name) {
                 return Err(ServeError::ExportTwice { name: name.clone() });
             }
+        }
+        if let Some(export) = exports.iter().find(|export| !has_sound_contexts(export)) {
+            return Err(ServeError::Contexts { export: export.name.clone() });
         }
         if !(1..=NBD_THREADS_MAX).contains(&config.threads) {
             return Err(ServeError::Threads { threads: config.threads });
@@ -202,6 +213,7 @@ impl<D: BlockDevice> NbdServer<D> {
         let open = |(export, order): (&Export<D>, &Arc<WriteOrder>)| OpenExport {
             device: export.device.for_thread(),
             order: order.clone(),
+            changed_since: export.changed_since.iter().map(|(_, moment)| *moment).collect(),
         };
         let info = |export: &Export<D>| {
             let device = export.device.info();
@@ -210,6 +222,7 @@ impl<D: BlockDevice> NbdServer<D> {
                 description: export.description.clone(),
                 size_bytes: device.size_bytes,
                 read_only: device.read_only,
+                contexts: export.changed_since.iter().map(|(name, _)| name.clone()).collect(),
             }
         };
         Thread {
@@ -219,6 +232,14 @@ impl<D: BlockDevice> NbdServer<D> {
             stop: stop.clone(),
         }
     }
+}
+
+fn has_sound_contexts<D>(export: &Export<D>) -> bool {
+    let names: BTreeSet<&str> = export.changed_since.iter().map(|(name, _)| name.as_str()).collect();
+    let is_sound = |name: &&str| name.len() <= NBD_STRING_BYTES_MAX && name.starts_with("ogee:");
+    export.changed_since.len() <= NBD_CHANGED_CONTEXTS_MAX
+        && names.len() == export.changed_since.len()
+        && names.iter().all(is_sound)
 }
 
 /// Accepts on every listener, for ever.

@@ -175,6 +175,8 @@ pub mod chunk {
 pub const BASE_ALLOCATION: &str = "base:allocation";
 /// Its number in replies; any number would do.
 pub const BASE_ALLOCATION_ID: u32 = 1;
+/// `ogee:changed:SNAPSHOT`: may differ from the snapshot; QEMU's `NBD_STATE_DIRTY`.
+pub const STATE_CHANGED: u32 = 1;
 /// `base:allocation`: not allocated.
 pub const STATE_HOLE: u32 = 1;
 /// `base:allocation`: reads as zeros.

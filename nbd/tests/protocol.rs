@@ -3,18 +3,19 @@
 #![allow(clippy::unwrap_used, reason = "test code")]
 
 use bytes::{BufMut, Bytes, BytesMut};
-use ogee_client::{Extent, ReadData, ReadPiece};
+use ogee_client::{ReadData, ReadPiece};
 use ogee_nbd::wire::{Errno, option};
 use ogee_nbd::{
-    Agreement, Command, ExportInfo, Framing, Handshake, HandshakeError, Outcome, Progress, Refusal, Replies, ReplyTo,
-    RequestError, RequestHead, check,
+    Agreement, Command, ContextExtents, Contexts, ExportInfo, Framing, Handshake, HandshakeError, Outcome, Progress, Refusal, Replies, ReplyTo,
+    RequestError, RequestHead, StatusExtent, check,
 };
 use proptest::prelude::*;
 
 const MIB: u64 = 1 << 20;
 
 fn export(name: &str, read_only: bool) -> ExportInfo {
-    ExportInfo { name: name.to_owned(), description: "d".to_owned(), size_bytes: 64 * MIB, read_only }
+    let contexts = if read_only { vec!["ogee:changed:a".to_owned(), "ogee:changed:b".to_owned()] } else { vec![] };
+    ExportInfo { name: name.to_owned(), description: "d".to_owned(), size_bytes: 64 * MIB, read_only, contexts }
 }
 
 fn exports() -> Vec<ExportInfo> {
@@ -85,8 +86,8 @@ fn go_with_everything() {
              {REP} 00000007 00000001 00000000"
         ),
     );
-    let agreed =
-        Agreement { export: 0, framing: Framing::Structured, allocation: true, size_bytes: 64 * MIB, read_only: false };
+    let contexts = Contexts::ALLOCATION;
+    let agreed = Agreement { export: 0, framing: Framing::Structured, contexts, size_bytes: 64 * MIB, read_only: false };
     assert_eq!(end, Ok(Progress::Transmission(agreed)));
 }
 
@@ -191,7 +192,7 @@ fn a_context_is_forgotten_by_a_choice_that_fails_and_holds_for_its_export() {
     let go = format!("{OPT} 00000007 00000009 00000003 'vm1' 0000");
     let structured = format!("00000003 {OPT} 00000008 00000000");
     let allocation = |options: &str| match talk(&exports(), hex(&format!("{structured} {options} {go}"))).1 {
-        Ok(Progress::Transmission(agreed)) => agreed.allocation,
+        Ok(Progress::Transmission(agreed)) => !agreed.contexts.is_empty(),
         other => panic!("{other:?}"),
     };
     assert!(allocation(&set("vm1")));
@@ -200,6 +201,51 @@ fn a_context_is_forgotten_by_a_choice_that_fails_and_holds_for_its_export() {
     assert!(!allocation(&format!("{} {OPT} 0000000a 00000001 00", set("vm1"))));
     let (out, _, _) = talk(&exports(), hex(&format!("00000003 {}", set("vm1"))));
     assert!(out.starts_with(&hex(&format!("{REP} 0000000a 80000003"))), "contexts need structured replies");
+}
+
+#[test]
+fn contexts_are_listed_by_namespace_and_chosen_by_name() {
+    let option = |code: u32, queries: &[&str]| {
+        let mut data = hex("00000005 'vm1@s'");
+        data.put_u32(u32::try_from(queries.len()).unwrap());
+        for query in queries {
+            data.put_u32(u32::try_from(query.len()).unwrap());
+            data.put_slice(query.as_bytes());
+        }
+        let mut all = hex(OPT);
+        all.put_u32(code);
+        all.put_u32(u32::try_from(data.len()).unwrap());
+        all.put_slice(&data);
+        all
+    };
+    let told = |code, queries: &[&str]| {
+        let mut input = hex(&format!("00000003 {OPT} 00000008 00000000"));
+        input.put_slice(&option(code, queries));
+        input.put_slice(&hex(&format!("{OPT} 00000007 0000000b 00000005 'vm1@s' 0000")));
+        let (out, end, _) = talk(&exports(), input);
+        let Ok(Progress::Transmission(agreed)) = end else { panic!("{end:?}") };
+        // Each reply to the option: its number and name.
+        let (mut at, mut found) = (20, vec![]);
+        while out[at + 8..at + 16] == [&code.to_be_bytes()[..], &[0, 0, 0, 4]].concat() {
+            let len = u32::from_be_bytes(out[at + 16..at + 20].try_into().unwrap()) as usize;
+            let id = u32::from_be_bytes(out[at + 20..at + 24].try_into().unwrap());
+            found.push((id, String::from_utf8(out[at + 24..at + 20 + len].to_vec()).unwrap()));
+            at += 20 + len;
+        }
+        (found, agreed.contexts)
+    };
+    let names = |code, queries: &[&str]| told(code, queries).0.into_iter().map(|(_, name)| name).collect::<Vec<_>>();
+    let (list, set) = (9, 10);
+    assert_eq!(names(list, &[]), ["base:allocation", "ogee:changed:a", "ogee:changed:b"]);
+    for query in ["ogee:", "ogee:changed:"] {
+        assert_eq!(names(list, &[query]), ["ogee:changed:a", "ogee:changed:b"]);
+    }
+    assert_eq!(names(list, &["base:", "ogee:changed:b", "qemu:"]), ["base:allocation", "ogee:changed:b"]);
+    let (chosen, contexts) = told(set, &["ogee:changed:b", "ogee:changed:b", "base:allocation", "ogee:changed:none"]);
+    assert_eq!(chosen, [(1, "base:allocation".to_owned()), (3, "ogee:changed:b".to_owned())]);
+    assert_eq!(contexts, Contexts::ALLOCATION.with(2));
+    assert_eq!(contexts.iter().collect::<Vec<_>>(), [0, 2]);
+    assert!(told(set, &["ogee:changed:"]).1.is_empty(), "nothing is chosen by a namespace");
 }
 
 #[test]
@@ -218,7 +264,8 @@ fn every_end_of_a_handshake() {
 }
 
 fn agreed(framing: Framing) -> Agreement {
-    Agreement { export: 0, framing, allocation: framing != Framing::Simple, size_bytes: 64 * MIB, read_only: false }
+    let contexts = if framing == Framing::Simple { Contexts::default() } else { Contexts::ALLOCATION };
+    Agreement { export: 0, framing, contexts, size_bytes: 64 * MIB, read_only: false }
 }
 
 #[test]
@@ -282,7 +329,7 @@ fn requests_are_checked_before_anything_is_done() {
     assert_eq!(asked(Simple, 6, 16, 0, end), zeroes(false));
     assert_eq!(asked(Simple, 6, 18, 0, end), Err(Errno::NotSup));
     assert_eq!(asked(Simple, 6, 0, 0, end + 512), Err(Errno::NoSpc));
-    assert_eq!(asked(Structured, 7, 8, 0, end), Ok(Command::BlockStatus { offset: 0, len: end, one: true }));
+    assert_eq!(asked(Structured, 7, 8, 0, end), Ok(Command::BlockStatus { offset: 0, len: end, one: true, contexts: Contexts::ALLOCATION }));
     assert_eq!(asked(Simple, 7, 0, 0, end), Err(Errno::Inval), "no context");
     assert_eq!(asked(Simple, 8, 0, 0, 512), Err(Errno::Inval));
     let read_only = Agreement { read_only: true, ..agreed(Simple) };
@@ -344,7 +391,8 @@ fn replies_as_they_go_over_the_wire() {
         zeros,
         "6e8a278c 0001 0002 000000000000c00c 0000000000000200 000000000000000c 0000000000000200 00000005",
     );
-    let extents = || Outcome::Extents(vec![Extent { len: 4096, is_hole: true }, Extent { len: 1 << 33, is_hole: false }]);
+    let allocation = vec![StatusExtent { len: 4096, flags: 3 }, StatusExtent { len: 1 << 33, flags: 0 }];
+    let extents = || Outcome::Extents(vec![ContextExtents { id: 1, extents: allocation.clone() }]);
     is(
         Structured,
         extents(),
@@ -355,6 +403,20 @@ fn replies_as_they_go_over_the_wire() {
         extents(),
         "6e8a278c 0001 0006 000000000000c00c 0000000000000200 0000000000000028 00000001 00000002
          0000000000001000 0000000000000003 0000000200000000 0000000000000000",
+    );
+    let of = |id, flags| ContextExtents { id, extents: vec![StatusExtent { len: 512, flags }] };
+    let two = || Outcome::Extents(vec![of(1, 0), of(3, 1)]);
+    is(
+        Structured,
+        two(),
+        "668e33ef 0000 0005 000000000000c00c 0000000c 00000001 00000200 00000000
+         668e33ef 0001 0005 000000000000c00c 0000000c 00000003 00000200 00000001",
+    );
+    is(
+        Extended,
+        two(),
+        "6e8a278c 0000 0006 000000000000c00c 0000000000000200 0000000000000018 00000001 00000001 0000000000000200 0000000000000000
+         6e8a278c 0001 0006 000000000000c00c 0000000000000200 0000000000000018 00000003 00000001 0000000000000200 0000000000000001",
     );
 }
 

@@ -3,7 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "test code")]
 
 use bytes::{BufMut, Bytes, BytesMut};
-use ogee_client::{BlockDevice, DeviceInfo, IoError, MemoryDevice, ReadData};
+use ogee_client::{BlockDevice, DeviceInfo, IoError, MemoryDevice, Moment, ReadData};
+use ogee_common::id::{LayerId, VolumeSeq};
 use ogee_nbd::{Export, ListenError, ListenOn, NbdConfig, NbdServer, ServeError};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -77,7 +78,7 @@ struct Running {
 fn start<D: BlockDevice>(devices: Vec<(&str, D)>, change: impl FnOnce(&mut NbdConfig)) -> Running {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("s");
-    let export = |(name, device): (&str, D)| Export { name: name.to_owned(), description: String::new(), device };
+    let export = |(name, device): (&str, D)| Export { name: name.to_owned(), description: String::new(), device, changed_since: vec![] };
     let mut config = NbdConfig::new(vec![ListenOn::Unix { path: socket.clone(), mode: Some(0o600) }]);
     config.threads = 2;
     change(&mut config);
@@ -407,7 +408,7 @@ async fn connections_are_bounded() {
 
 #[tokio::test]
 async fn bad_configurations_are_named() {
-    let device = || Export { name: "x".to_owned(), description: String::new(), device: MemoryDevice::new(SIZE) };
+    let device = || Export { name: "x".to_owned(), description: String::new(), device: MemoryDevice::new(SIZE), changed_since: vec![] };
     let bind = |exports, config| NbdServer::<MemoryDevice>::bind(exports, config).map(drop);
     let tcp = || NbdConfig::new(vec![ListenOn::Tcp("127.0.0.1:0".parse().unwrap())]);
     assert!(matches!(bind(vec![], tcp()), Err(ServeError::ExportCount { count: 0 })));
@@ -415,6 +416,14 @@ async fn bad_configurations_are_named() {
     let long = Export { name: "x".repeat(4097), ..device() };
     assert!(matches!(bind(vec![long], tcp()), Err(ServeError::ExportName { len: 4097 })));
     assert!(matches!(bind(vec![device()], NbdConfig { threads: 0, ..tcp() }), Err(ServeError::Threads { .. })));
+    let moment = Moment { layer: LayerId(1), seq: VolumeSeq(1) };
+    let of = |names: &[String]| Export { changed_since: names.iter().map(|n| (n.clone(), moment)).collect(), ..device() };
+    let many: Vec<String> = (0..64).map(|i| format!("ogee:changed:{i}")).collect();
+    let twice = vec![many[0].clone(), many[0].clone()];
+    for bad in [many.clone(), twice, vec!["base:allocation".to_owned()], vec![format!("ogee:{}", "x".repeat(4092))]] {
+        assert!(matches!(bind(vec![of(&bad)], tcp()), Err(ServeError::Contexts { .. })), "{}", bad.len());
+    }
+    assert!(bind(vec![of(&many[..63])], tcp()).is_ok());
     let none = NbdConfig { connections_max: 0, ..tcp() };
     assert!(matches!(bind(vec![device()], none), Err(ServeError::Connections { .. })));
     let inherited = bind(vec![device()], NbdConfig::new(vec![ListenOn::Inherited]));
@@ -426,7 +435,7 @@ async fn bad_configurations_are_named() {
 
 #[tokio::test]
 async fn tcp_clients_are_served_with_keepalive() {
-    let export = Export { name: "x".to_owned(), description: String::new(), device: MemoryDevice::new(SIZE) };
+    let export = Export { name: "x".to_owned(), description: String::new(), device: MemoryDevice::new(SIZE), changed_since: vec![] };
     let config = NbdConfig::new(vec![ListenOn::Tcp("127.0.0.1:0".parse().unwrap())]);
     let server = NbdServer::bind(vec![export], config).unwrap();
     let addr = server.tcp_addrs()[0];

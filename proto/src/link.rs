@@ -5,7 +5,9 @@
 //! which they arrived; when a connection ends, every unanswered call ends with [`LinkError::Closed`] and its outcome is
 //! unknown. Everything queued when the writer wakes goes out in one vectored system call. Absent: retries, routing.
 
-use crate::data::{DecodeError, Frame, FrameReader, HelloHead, HelloReply, Opcode, OutFrame, Role, Status, VERSION};
+use crate::data::{
+    DecodeError, Frame, FrameReader, HelloHead, HelloReply, Opcode, OutFrame, PROTOCOL_MAX, PROTOCOL_MIN, Role, Status,
+};
 use crate::net::{Network, Peer, Plane, ReadHalf, Stream, WriteHalf};
 use bytes::Bytes;
 use ogee_common::limits::CONNECTION_REQUESTS_MAX;
@@ -138,6 +140,7 @@ type Pending = Mutex<Option<HashMap<u64, oneshot::Sender<Frame>>>>;
 struct LinkInner {
     addr: SocketAddr,
     process: u32,
+    version: u16,
     queue: Arc<SendQueue>,
     /// `None` once the connection ended.
     pending: Arc<Pending>,
@@ -189,7 +192,10 @@ impl Link {
             Status::Ok if reply.header.opcode == Opcode::Hello => {}
             status => return Err(LinkError::Refused { addr, status }),
         }
-        let process = HelloReply::decode(reply.head())?.process;
+        let HelloReply { version, process } = HelloReply::decode(reply.head())?;
+        if !(hello.version_min..=hello.version_max).contains(&version) {
+            return Err(LinkError::Refused { addr, status: Status::Version });
+        }
         let queue = SendQueue::new();
         let pending: Arc<Pending> = Arc::new(Mutex::new(Some(HashMap::new())));
         let writer = tokio::spawn({
@@ -204,7 +210,7 @@ impl Link {
         });
         let reader = tokio::spawn(read_replies(addr, frames, queue.clone(), pending.clone()));
         let next_request = AtomicU64::new(1);
-        Ok(Self(Arc::new(LinkInner { addr, process, queue, pending, next_request, reader, writer })))
+        Ok(Self(Arc::new(LinkInner { addr, process, version, queue, pending, next_request, reader, writer })))
     }
 
     /// The peer's address.
@@ -217,6 +223,12 @@ impl Link {
     #[must_use]
     pub fn process(&self) -> u32 {
         self.0.process
+    }
+
+    /// The version of the protocol that both agreed on.
+    #[must_use]
+    pub fn version(&self) -> u16 {
+        self.0.version
     }
 
     /// Whether the connection has ended.
@@ -353,6 +365,19 @@ pub async fn serve<H: Handler>(
     process: u32,
     accept: impl FnOnce(&HelloHead) -> Result<H, Refusal> + Send,
 ) -> io::Result<()> {
+    serve_up_to(PROTOCOL_MAX, stream, process, accept).await
+}
+
+/// As [`serve`], by a process that speaks the protocol up to a version: tests play older ones.
+///
+/// # Errors
+/// As [`serve`].
+pub async fn serve_up_to<H: Handler>(
+    version_max: u16,
+    stream: Stream,
+    process: u32,
+    accept: impl FnOnce(&HelloHead) -> Result<H, Refusal> + Send,
+) -> io::Result<()> {
     let peer = stream.peer();
     let (read, mut write) = stream.into_split();
     let mut frames = FrameReader::new(read);
@@ -361,8 +386,9 @@ pub async fn serve<H: Handler>(
         .then(|| HelloHead::decode(first.head()))
         .ok_or(io::ErrorKind::InvalidData)?
         .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
-    let version = u16::from(VERSION);
-    let outcome = if !(hello.version_min..=hello.version_max).contains(&version) {
+    // The highest that both speak.
+    let version = hello.version_max.min(version_max);
+    let outcome = if version < hello.version_min.max(PROTOCOL_MIN) {
         Err(Status::Version)
     } else if peer == Peer::Client && hello.role != Role::Client {
         tracing::warn!(target: "datapath", role = ?hello.role, process = hello.process, "a client's certificate for a daemon");

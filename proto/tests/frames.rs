@@ -7,8 +7,8 @@ use bytes::Bytes;
 use ogee_common::checksum::fragment_crcs;
 use ogee_common::id::{AttachEpoch, ChunkIndex, ConnectionGeneration, CopysetId, LayerId, SessionId, Term, VolumeSeq};
 use ogee_proto::data::{
-    Ancestor, Command, DropVersionHead, FlattenHead, Frame, FrameReader, HEADER_BYTES, Header, HelloHead, HelloReply, LayerHead,
-    Opcode, OpenLayerHead, OutFrame, RaftHead, ReadHead, ReadReply, Redirect, Role, SealHead, Status, StatusHead,
+    Ancestor, ChunkPages, Command, DropVersionHead, FlattenHead, Frame, FrameReader, HEADER_BYTES, Header, HelloHead, HelloReply, LayerHead,
+    Opcode, OpenLayerHead, OutFrame, PageMapHead, PageMapReply, RaftHead, ReadHead, ReadReply, Redirect, Role, SealHead, Status, StatusHead,
     StatusReply, WriteHead, ZeroHead,
 };
 use proptest::prelude::*;
@@ -46,6 +46,19 @@ fn hello() -> HelloHead {
 
 fn raft() -> RaftHead {
     RaftHead { group: 6, target: 42, message: Bytes::from_static(b"opaque") }
+}
+
+fn page_map(since: Option<Ancestor>) -> PageMapHead {
+    PageMapHead { at: at(0, 16 << 20), since, chain: chain() }
+}
+
+fn page_map_reply() -> PageMapReply {
+    let set = |row, byte: u8| {
+        let mut pages = ChunkPages::none();
+        pages.set_row(row, &std::array::from_fn(|i| byte.wrapping_mul(u8::try_from(i).expect("32 bytes"))));
+        pages
+    };
+    PageMapReply { data: set(0, 5), zero: set(15, 3), changed: None }
 }
 
 fn wire(frame: &OutFrame) -> Vec<u8> {
@@ -101,6 +114,16 @@ fn all_frames() -> Vec<(&'static str, OutFrame)> {
         ("fetch_pages", Opcode::FetchPages),
     ] {
         frames.push((name, OutFrame::request(opcode, 8, &raft().encode(), Bytes::from_static(b"payload"))));
+    }
+    let since = Some(Ancestor { layer: LayerId(3), seq: VolumeSeq(1) });
+    let changed = PageMapReply { changed: Some(ChunkPages::all()), ..page_map_reply() };
+    for (name, frame) in [
+        ("page_map", OutFrame::request(Opcode::PageMap, 10, &page_map(None).encode(), none())),
+        ("page_map_since", OutFrame::request(Opcode::PageMap, 10, &page_map(since).encode(), none())),
+        ("page_map_reply", OutFrame::reply(Opcode::PageMap, Status::Ok, 10, &page_map_reply().encode(), none())),
+        ("page_map_reply_changed", OutFrame::reply(Opcode::PageMap, Status::Ok, 10, &changed.encode(), none())),
+    ] {
+        frames.push((name, frame));
     }
     // No group before it: a line for each of several.
     frames.push(("raft_beat", OutFrame::request(Opcode::RaftBeat, 9, &[0; 4], none())));
@@ -171,6 +194,26 @@ fn commands_round_trip() {
     for (name, command) in all_commands() {
         assert_eq!(Command::decode(&command.encode()), Ok(command), "{name}");
     }
+}
+
+#[test]
+fn page_maps_round_trip_and_nonsense_is_refused() {
+    let since = Some(Ancestor { layer: LayerId(3), seq: VolumeSeq(0) });
+    for head in [page_map(None), page_map(since)] {
+        assert_eq!(PageMapHead::decode(&head.encode()), Ok(head));
+    }
+    for part in [at(0, 4096), at(4096, (16 << 20) - 4096)] {
+        assert!(PageMapHead::decode(&PageMapHead { at: part, ..page_map(None) }.encode()).is_err(), "always a whole chunk");
+    }
+    for changed in [None, Some(ChunkPages::all())] {
+        let reply = PageMapReply { changed, ..page_map_reply() };
+        assert_eq!(PageMapReply::decode(&reply.encode()), Ok(reply));
+    }
+    let both = PageMapReply { zero: ChunkPages::all(), ..PageMapReply::unknown() };
+    assert!(PageMapReply::decode(&both.encode()).is_err(), "a page is not data and zero");
+    let pages = page_map_reply().data;
+    let set: Vec<u32> = (0..4096).filter(|p| pages.contains(*p)).take(4).collect();
+    assert_eq!(set, [8, 10, 17, 19], "page 8 is bit 0 of byte 1, which is 5");
 }
 
 #[test]
@@ -258,6 +301,8 @@ proptest! {
         let _ = StatusReply::decode(&bytes);
         let _ = ReadReply::decode(&bytes);
         let _ = Redirect::decode(&bytes);
+        let _ = PageMapHead::decode(&bytes);
+        let _ = PageMapReply::decode(&bytes);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use ogee_common::id::{ConnectionGeneration, SessionId};
-use ogee_proto::data::{Frame, HelloHead, Opcode, Role, Status};
+use ogee_proto::data::{Frame, HelloHead, Opcode, PROTOCOL_MAX, Role, Status};
 use ogee_proto::link::{Handler, Link, LinkError, Responder, serve};
 use ogee_proto::net::{self, Network};
 use std::net::SocketAddr;
@@ -121,8 +121,18 @@ async fn refusals_and_foreign_versions_are_told() {
     let refused = Link::connect(&Network::default(), addr, &hello(1)).await.expect_err("must be refused");
     assert!(matches!(refused, LinkError::Refused { status: Status::WrongTarget, .. }), "{refused}");
     let (addr, _, _t) = start(None).await;
-    let refused = Link::connect(&Network::default(), addr, &hello(2)).await.expect_err("must be refused");
+    let refused = Link::connect(&Network::default(), addr, &hello(PROTOCOL_MAX + 1)).await.expect_err("must be refused");
     assert!(matches!(refused, LinkError::Refused { status: Status::Version, .. }), "{refused}");
+}
+
+#[tokio::test]
+async fn the_highest_common_version_is_chosen() {
+    for (min, max, chosen) in [(1, 1, 1), (1, PROTOCOL_MAX, PROTOCOL_MAX), (1, PROTOCOL_MAX + 7, PROTOCOL_MAX), (PROTOCOL_MAX, u16::MAX, PROTOCOL_MAX)] {
+        let (addr, _, _t) = start(None).await;
+        let hello = HelloHead { version_min: min, version_max: max, ..hello(1) };
+        let link = Link::connect(&Network::default(), addr, &hello).await.expect("connect");
+        assert_eq!(link.version(), chosen, "{min} to {max}");
+    }
 }
 
 #[tokio::test]

@@ -7,6 +7,8 @@
 use crate::error::RepoError;
 use crate::layout::{Address, BlockRef, INDEXES, REMOVED, hex, parse_run, unhex};
 use crate::seal::Sealer;
+use ogee_client::Moment;
+use ogee_common::id::{LayerId, VolumeSeq};
 use ogee_common::limits::{BACKUP_BLOCK_BYTES_MAX, BACKUP_BLOCK_BYTES_MIN, BACKUP_LEAF_BLOCKS, VOLUME_BYTES_MAX};
 use serde::{Deserialize, Serialize};
 
@@ -78,6 +80,12 @@ pub struct Index {
     pub snapshot: String,
     /// When the snapshot was taken, milliseconds since 1970.
     pub snapshot_unix_ms: u64,
+    /// The layer that the snapshot is of; 0, also in indexes of older programs: not known.
+    #[serde(default)]
+    pub layer: u64,
+    /// The newest seq of the layer that it shows.
+    #[serde(default)]
+    pub seq: u64,
     /// When the backup was complete, milliseconds since 1970.
     pub made_unix_ms: u64,
     /// Size of the volume.
@@ -117,6 +125,12 @@ impl Index {
     /// The leaves' places.
     pub(crate) fn leaf_refs(&self) -> impl Iterator<Item = Option<BlockRef>> + '_ {
         self.leaves.iter().map(|text| parse_ref(text))
+    }
+
+    /// The moment that it is a backup of, if that is known.
+    #[must_use]
+    pub fn moment(&self) -> Option<Moment> {
+        (self.layer != 0).then_some(Moment { layer: LayerId(self.layer), seq: VolumeSeq(self.seq) })
     }
 
     /// The identity.
@@ -238,6 +252,8 @@ mod tests {
             volume: "vms/a".to_owned(),
             snapshot: "s".to_owned(),
             snapshot_unix_ms: 1,
+            layer: 8,
+            seq: 9,
             made_unix_ms: 2,
             size_bytes: 300 << 20,
             block_bytes: 256 << 10,

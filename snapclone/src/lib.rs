@@ -9,6 +9,7 @@
 //! | `layout.rs`, `index.rs` | names of objects; the index of a backup, its leaves and its Merkle root |
 //! | `repository.rs` | opening, listing, reading and removing |
 //! | `run.rs` | a backup that is being made: its record, deduplication, publishing |
+//! | `base.rs` | the backup on which the next one is built |
 //! | `export.rs`, `restore.rs`, `verify.rs`, `gc.rs` | what is done with all of it |
 //!
 //! Invariants: nothing that was read is returned unless it has the content it is addressed by; an index is written last,
@@ -16,6 +17,7 @@
 //! absent: names of volumes and placement (the MDS's), policy (the caller's).
 
 mod backend;
+mod base;
 mod dir;
 mod error;
 mod export;

@@ -78,6 +78,8 @@ pub(crate) struct Run {
     pub repo: Repository,
     pub record: RunRecord,
     pub added: Added,
+    /// The bases that are there and whole: their blocks may be referred to without being looked at.
+    pub bases: Vec<Index>,
     known: Mutex<HashMap<Address, u64>>,
     refreshed: Mutex<Instant>,
 }
@@ -97,16 +99,17 @@ impl Run {
             adopted: same.iter().map(|(run, _)| *run).collect(),
             seen_unix_ms: clock::unix_ms(),
         };
-        let this = Self {
+        let mut this = Self {
             repo: repo.clone(),
             record,
             added: Added::default(),
+            bases: Vec::new(),
             known: Mutex::default(),
             refreshed: Mutex::new(clock::now()),
         };
         repo.backend.replace(&run_record(run), this.record_json()).await?;
         repo.backend.settle().await?;
-        this.learn_bases().await?;
+        this.bases = this.learn_bases().await?;
         for (run, record) in &same {
             this.learn_adopted(*run, record).await?;
         }
@@ -122,9 +125,10 @@ impl Run {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Learns the blocks of the bases, which are protected now. A base that went before it was protected is left out,
-    /// and so is what cannot be read of a damaged one.
-    async fn learn_bases(&self) -> Result<(), RepoError> {
+    /// Learns the blocks of the bases, which are protected now, and returns those that are whole. A base that went before
+    /// it was protected is left out, and so is what cannot be read of a damaged one.
+    async fn learn_bases(&self) -> Result<Vec<Index>, RepoError> {
+        let mut whole = Vec::new();
         for base in &self.record.bases {
             // First the mark, then the index: collection deletes them in the other order.
             if self.repo.backend.exists(&base.removed_key()).await? {
@@ -138,10 +142,13 @@ impl Run {
             match self.repo.each_leaf(&index, |blocks| self.learn(blocks.iter().copied())).await {
                 Err(e) if e.kind != RepoErrorKind::Corrupt => return Err(e),
                 Err(error) => tracing::warn!(target: "controlpath", %error, "a base of the backup is damaged"),
-                Ok(()) => self.learn(index.leaf_refs().flatten()),
+                Ok(()) => {
+                    self.learn(index.leaf_refs().flatten());
+                    whole.push(index);
+                }
             }
         }
-        Ok(())
+        Ok(whole)
     }
 
     fn learn(&self, blocks: impl Iterator<Item = BlockRef>) {

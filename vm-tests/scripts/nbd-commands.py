@@ -89,10 +89,27 @@ def block_status(h):
         return list(zip(entries[::2], entries[1::2]))
 
     gib = 1 << 30
-    assert extents(size, 0) == [(gib, 0), (size - gib, 3)], extents(size, 0)
-    assert extents(size, 0, nbd.CMD_FLAG_REQ_ONE) == [(gib, 0)]
-    assert extents(4096, 8192) == [(4096, 0)]
-    assert h.pread(4096, gib) == bytes(4096)
+    at, holes = 0, 0
+    while at < size:
+        found = extents(size - at, at)
+        assert found, at
+        for length, flags in found:
+            assert flags in (0, 3) and length % 4096 == 0
+            if flags == 3:
+                holes += length
+                for offset in (at, at + length - 4096):
+                    assert h.pread(4096, offset) == bytes(4096), offset
+            at += length
+    assert at == size and size - holes < 80 * MIB, holes
+    # A page with data, one that was never written beside one that was, one that was trimmed, segments that were never written.
+    page = bytes(range(256)) * 16
+    h.pwrite(page, 80 * MIB)
+    assert extents(8192, 80 * MIB) == [(4096, 0), (4096, 3)]
+    assert extents(2048, 80 * MIB + 1024) == [(2048, 0)]
+    assert extents(8192, 80 * MIB, nbd.CMD_FLAG_REQ_ONE) == [(4096, 0)]
+    h.trim(4096, 80 * MIB)
+    assert extents(8192, 80 * MIB) == [(8192, 3)]
+    assert extents(size - gib, gib) == [(size - gib, 3)]
     refused(errno.EINVAL, h.block_status, 4096, size, lambda *a: 0)
 
 

@@ -28,6 +28,9 @@ pub(crate) struct CreateArgs {
     /// Bytes a second sent to the repository, at most: 50MiB
     #[arg(long, value_parser = parse_bytes, value_name = "BYTES")]
     throttle: Option<u64>,
+    /// Read everything that holds data, also what did not change since the last backup
+    #[arg(long)]
+    full: bool,
     /// The repository; it is made if there is none
     #[command(flatten)]
     repo: RepoArgs,
@@ -45,6 +48,8 @@ struct Created {
     new_bytes: u64,
     stored_bytes: u64,
     new_blocks: u64,
+    read_bytes: u64,
+    kept_bytes: u64,
     root: String,
     seconds: f64,
 }
@@ -66,7 +71,7 @@ async fn create(context: &Context, args: CreateArgs) -> Result<(), CliError> {
     let (name, taken) = snapshot_of(&cluster, &args.source).await?;
     let throttle = Throttle::new(args.throttle.unwrap_or(0));
     let done = tokio::select! {
-        done = copy(context, &cluster, &repo, &name, &throttle) => done,
+        done = copy(context, &cluster, &repo, &name, (&args, &throttle)) => done,
         () = signals.wait() => Err(CliError::new(ErrorKind::Failure, "interrupted; the next backup of the volume goes on from here")),
     };
     if taken {
@@ -76,7 +81,7 @@ async fn create(context: &Context, args: CreateArgs) -> Result<(), CliError> {
             context.out.warn(&call_failed(&format!("delete snapshot {name}"), &e).chain());
         }
     }
-    let ExportReport { index, new_blocks } = done?;
+    let ExportReport { index, new_blocks, read_bytes, kept_bytes } = done?;
     let report = Created {
         backup: index.id,
         volume: index.volume,
@@ -87,13 +92,16 @@ async fn create(context: &Context, args: CreateArgs) -> Result<(), CliError> {
         new_bytes: index.new_bytes,
         stored_bytes: index.stored_bytes,
         new_blocks,
+        read_bytes,
+        kept_bytes,
         root: index.root,
         seconds: elapsed_ms(start) / 1000.0,
     };
     context.out.result(&report, |r| {
-        let (size, data, new, stored) = (r.size_bytes, r.data_bytes, r.new_bytes, r.stored_bytes);
-        let (size, data, new, stored) = (ByteLen(size), ByteLen(data), ByteLen(new), ByteLen(stored));
-        format!("backed up {}@{} as {}: {size}, {data} of data, {new} new, {stored} stored, {:.1} s", r.volume, r.snapshot, r.backup, r.seconds)
+        let [size, data, read] = [r.size_bytes, r.data_bytes, r.read_bytes].map(ByteLen);
+        let [new, stored] = [r.new_bytes, r.stored_bytes].map(ByteLen);
+        let what = format!("{size}, {data} of data, {read} read, {new} new, {stored} stored, {:.1} s", r.seconds);
+        format!("backed up {}@{} as {}: {what}", r.volume, r.snapshot, r.backup)
     })
 }
 
@@ -110,7 +118,7 @@ async fn snapshot_of(cluster: &Cluster, source: &VolumeRef) -> Result<(VolumeRef
 }
 
 async fn copy(
-    context: &Context, cluster: &Cluster, repo: &Repository, name: &VolumeRef, throttle: &Throttle,
+    context: &Context, cluster: &Cluster, repo: &Repository, name: &VolumeRef, (args, throttle): (&CreateArgs, &Throttle),
 ) -> Result<ExportReport, CliError> {
     let status = cluster.mds().cluster_status().await.map_err(|e| call_failed("ask for the cluster", &e))?;
     let snapshot = name.snapshot.clone().unwrap_or_default();
@@ -124,6 +132,8 @@ async fn copy(
         volume: name.path.to_string(),
         snapshot,
         snapshot_unix_ms: found.map_or(0, |s| s.created_unix_ms),
+        moments: volume.moments(),
+        full: args.full,
     };
     let progress = Progress::new("backup", volume.info().size_bytes, context.out.is_json());
     let copied = Box::pin(export(repo, &volume, source, throttle, |bytes| progress.advance(bytes))).await;

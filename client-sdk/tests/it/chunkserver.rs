@@ -8,10 +8,10 @@ use ogee_common::checksum::{PAGE, fragment_crcs};
 use ogee_common::geometry::page_fragments;
 use ogee_common::id::Term;
 use ogee_proto::data::{
-    Ancestor, Frame, HelloHead, LayerHead, OpenLayerHead, Opcode, ReadHead, ReadReply, Redirect, Status, StatusHead,
-    StatusReply, WriteHead, ZeroHead,
+    Ancestor, ChunkPages, Frame, HelloHead, LayerHead, OpenLayerHead, Opcode, PROTOCOL_MAX, PageMapHead, PageMapReply, ReadHead,
+    ReadReply, Redirect, Status, StatusHead, StatusReply, WriteHead, ZeroHead,
 };
-use ogee_proto::link::{Handler, Responder, serve};
+use ogee_proto::link::{Handler, Responder, serve_up_to};
 use ogee_proto::net;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::{Shutdown, SocketAddr};
@@ -78,6 +78,8 @@ pub(crate) struct State {
     rules: Vec<Rule>,
     pub(crate) log: Vec<Seen>,
     generations: HashMap<(u64, u32), u64>,
+    /// The version of the protocol that they speak, if it is an older one.
+    pub(crate) version: Option<u16>,
     /// A fault: what older connections hold back is not dropped.
     pub(crate) ignores_generations: bool,
     /// Never forgotten, so that what a connection holds back outlives its socket.
@@ -129,7 +131,8 @@ impl Chunkservers {
                 tokio::spawn(async move {
                     let socket = accepted.second_descriptor().expect("a second descriptor");
                     let stream = net::Network::default().admit(accepted).await.expect("a plain connection");
-                    let _ = serve(stream, id, |hello| all.accept(id, hello, socket)).await;
+                    let version = all.state().version.unwrap_or(PROTOCOL_MAX);
+                    let _ = serve_up_to(version, stream, id, |hello| all.accept(id, hello, socket)).await;
                 });
             }
         });
@@ -309,6 +312,7 @@ fn summary(frame: &Frame) -> (u32, u64, u64) {
         Opcode::Write => of(WriteHead::decode(frame.head()).expect("a write head").at),
         Opcode::Zero => of(ZeroHead::decode(frame.head()).expect("a zero head").at),
         Opcode::Read => of(ReadHead::decode(frame.head()).expect("a read head").at),
+        Opcode::PageMap => of(PageMapHead::decode(frame.head()).expect("a page map head").at),
         Opcode::OpenLayer => {
             let h = OpenLayerHead::decode(frame.head()).expect("an open head");
             (h.copyset.0, h.seq.0, h.term.0)
@@ -332,7 +336,7 @@ fn execute(state: &mut State, me: u32, frame: &Frame) -> Reply {
     }
     let (copyset, seq, term) = summary(frame);
     let Some(c) = state.copysets.get_mut(&copyset) else { return bare(Status::UnknownCopyset) };
-    let is_write = frame.header.opcode != Opcode::Read;
+    let is_write = !matches!(frame.header.opcode, Opcode::Read | Opcode::PageMap);
     if c.leader != me || (is_write && c.term != term) {
         let redirect = Redirect { leader: c.leader, term: Term(c.term) };
         return (Status::NotLeader, redirect.encode(), Vec::new());
@@ -354,6 +358,7 @@ fn execute(state: &mut State, me: u32, frame: &Frame) -> Reply {
             let head = ReadHead::decode(frame.head()).expect("a read head");
             read(c, &head)
         }
+        Opcode::PageMap => page_map(c, &PageMapHead::decode(frame.head()).expect("a page map head")),
         _ => change(c, frame),
     }
 }
@@ -396,6 +401,45 @@ fn read(c: &Copyset, head: &ReadHead) -> Reply {
         return (Status::Ok, ReadReply { crcs: Vec::new() }.encode(), Vec::new());
     }
     (Status::Ok, ReadReply { crcs: fragment_crcs(at.offset, &data).collect() }.encode(), data)
+}
+
+/// Page by page: the first version from above says what it is; a version of the moment's layer above it, or of a layer in
+/// front of that one, says that it changed.
+fn page_map(c: &Copyset, head: &PageMapHead) -> Reply {
+    let at = &head.at;
+    let mut chain = head.chain.clone();
+    if at.epoch.0 != 0 {
+        if let Err(reply) = check(c, at) {
+            return reply;
+        }
+        chain.clone_from(&c.layers[&at.layer.0].chain);
+    }
+    let levels: Vec<(u64, u64)> =
+        std::iter::once((at.layer.0, at.seq.0)).chain(chain.iter().map(|a| (a.layer.0, a.seq.0))).collect();
+    let mut rows = vec![[[0u8; 32]; 3]; 16];
+    for page in 0..4096u32 {
+        let held = levels.iter().enumerate().flat_map(|(depth, (layer, seq))| {
+            let pages = c.layers.get(layer).and_then(|l| l.pages.get(&(at.chunk.0, page)));
+            pages.into_iter().flat_map(move |p| p.range(..=*seq).rev().map(move |(s, page)| (depth, *s, page.is_some())))
+        });
+        let held: Vec<_> = held.collect();
+        let moment = head.since.and_then(|m| Some((levels.iter().position(|(l, _)| *l == m.layer.0)?, m.seq.0)));
+        let is_newer = |(depth, seq, _): &(usize, u64, bool)| moment.is_none_or(|(d, s)| *depth < d || (*depth == d && *seq > s));
+        let bits = [
+            held.first().is_some_and(|(_, _, data)| *data),
+            held.first().is_some_and(|(_, _, data)| !*data),
+            held.iter().any(is_newer),
+        ];
+        for (set, bit) in rows[page as usize / 256].iter_mut().zip(bits) {
+            set[page as usize % 256 / 8] |= u8::from(bit) << (page % 8);
+        }
+    }
+    let mut sets = [ChunkPages::none(), ChunkPages::none(), ChunkPages::none()];
+    for (row, of_row) in (0..16u8).zip(&rows) {
+        sets.iter_mut().zip(of_row).for_each(|(set, pages)| set.set_row(row, pages));
+    }
+    let [data, zero, changed] = sets;
+    (Status::Ok, PageMapReply { data, zero, changed: head.since.map(|_| changed) }.encode(), Vec::new())
 }
 
 fn change(c: &mut Copyset, frame: &Frame) -> Reply {

@@ -2,6 +2,7 @@
 
 mod chunkserver;
 mod control_plane;
+mod extents;
 mod hold;
 mod io_errors;
 mod mds;

@@ -4,7 +4,7 @@ use crate::chunkserver::Reaction;
 use crate::mds::{GIB, SIZE};
 use crate::{Fixture, pattern, read, within, write};
 use bytes::Bytes;
-use ogee_client::{BlockDevice, MemoryDevice, ReadPiece};
+use ogee_client::{BlockDevice, ExtentKind, MemoryDevice, ReadPiece};
 use ogee_proto::data::{Opcode, Status};
 use proptest::prelude::*;
 use proptest::test_runner::Config;
@@ -16,6 +16,7 @@ enum Step {
     Discard { offset: u64, len: u64 },
     WriteZeroes { offset: u64, len: u64 },
     Flush,
+    Extents { offset: u64, len: u64 },
     /// The next requests of a kind meet trouble.
     Trouble { opcode: Opcode, times: usize, which: u8 },
     MoveLeaders,
@@ -44,7 +45,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => place(40 << 20).prop_map(|(offset, len)| Step::Discard { offset, len }),
         1 => place(40 << 20).prop_map(|(offset, len)| Step::WriteZeroes { offset, len }),
         1 => Just(Step::Flush),
-        2 => (prop_oneof![Just(Opcode::Read), Just(Opcode::Write), Just(Opcode::OpenLayer), Just(Opcode::Zero)], 1usize..4, 0u8..6)
+        2 => place(40 << 20).prop_map(|(offset, len)| Step::Extents { offset, len }),
+        2 => (prop_oneof![Just(Opcode::Read), Just(Opcode::Write), Just(Opcode::OpenLayer), Just(Opcode::Zero), Just(Opcode::PageMap)], 1usize..4, 0u8..6)
             .prop_map(|(opcode, times, which)| Step::Trouble { opcode, times, which }),
         1 => Just(Step::MoveLeaders),
     ]
@@ -85,6 +87,15 @@ async fn run(steps: Vec<(Step, usize)>) {
             Step::WriteZeroes { offset, len } => {
                 oracle.write_zeroes(offset, len).await.expect("in range");
                 within(v.write_zeroes(offset, len)).await.expect("write zeroes succeeds");
+            }
+            Step::Extents { offset, len } => {
+                let mut at = offset;
+                for extent in within(v.extents(offset, len, None)).await.expect("in range") {
+                    let zeros = oracle.read(at, small(extent.len)).await.expect("in range").to_vec().iter().all(|b| *b == 0);
+                    assert!(extent.kind == ExtentKind::Data || zeros, "{step:?}: {extent:?} at {at}");
+                    at += extent.len;
+                }
+                assert!((offset + 1..=offset + len).contains(&at), "{step:?}");
             }
             Step::Flush => within(v.flush()).await.expect("the flush succeeds"),
             Step::Trouble { opcode, times, which } => f.data.script(opcode, times, trouble(which)),

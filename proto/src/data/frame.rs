@@ -13,8 +13,14 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 
 /// First two bytes of a frame: "OG".
 pub const MAGIC: u16 = 0x474F;
-/// Protocol version that this build speaks.
+/// Version of the form of frames, in every header.
 pub const VERSION: u8 = 1;
+/// Lowest version of the protocol that this build speaks.
+pub const PROTOCOL_MIN: u16 = 1;
+/// Highest version of the protocol that this build speaks.
+pub const PROTOCOL_MAX: u16 = 2;
+/// The version that has [`Opcode::PageMap`]: an older process ends a connection on which it comes.
+pub const PAGE_MAP_SINCE: u16 = 2;
 /// Bytes of a header.
 pub const HEADER_BYTES: usize = 32;
 /// Bytes that a reader asks from the socket at once: many small frames per system call.
@@ -55,6 +61,8 @@ opcodes! {
     OpenLayer = 0x05,
     /// Who leads a copyset.
     Status = 0x06,
+    /// What a chunk holds, page by page, and what changed in it.
+    PageMap = 0x07,
     /// Only in the Raft log: refuse writes below a seq.
     Seal = 0x10,
     /// Only in the Raft log: delete a layer.

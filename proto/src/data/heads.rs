@@ -126,7 +126,7 @@ pub struct Ancestor {
     pub seq: VolumeSeq,
 }
 
-/// The fields that Write, Zero and Read share: where, and by what right.
+/// The fields that Write, Zero, Read and PageMap share: where, and by what right.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LayerHead {
     /// The copyset the chunk lies in.
@@ -148,9 +148,9 @@ pub struct LayerHead {
 }
 
 impl LayerHead {
-    const BYTES: usize = 52;
+    pub(super) const BYTES: usize = 52;
 
-    fn put(&self, opcode: Opcode, count: usize, b: &mut BytesMut) {
+    pub(super) fn put(&self, opcode: Opcode, count: usize, b: &mut BytesMut) {
         b.put_u8(opcode as u8);
         b.put_u8(0);
         put_count(b, count);
@@ -165,7 +165,7 @@ impl LayerHead {
     }
 
     /// Returns the fields, the byte after the opcode, and the count of list items that follow.
-    fn take(opcode: Opcode, len_max: u32, r: &mut Reader<'_>) -> Result<(Self, u8, usize), DecodeError> {
+    pub(super) fn take(opcode: Opcode, len_max: u32, r: &mut Reader<'_>) -> Result<(Self, u8, usize), DecodeError> {
         if r.u8("opcode")? != opcode as u8 {
             return Err(DecodeError::OutOfRange("opcode"));
         }

@@ -7,13 +7,17 @@ mod codec;
 mod flatten;
 mod frame;
 mod heads;
+mod page_map;
 mod reply;
 
 pub use codec::DecodeError;
 pub use flatten::FlattenHead;
-pub use frame::{Frame, FrameReader, HEADER_BYTES, Header, MAGIC, OutFrame, Opcode, VERSION};
+pub use frame::{
+    Frame, FrameReader, HEADER_BYTES, Header, MAGIC, OutFrame, Opcode, PAGE_MAP_SINCE, PROTOCOL_MAX, PROTOCOL_MIN, VERSION,
+};
 pub use heads::{
     Ancestor, Command, DropVersionHead, HelloHead, HelloReply, LayerHead, OpenLayerHead, RaftHead, ReadHead, Role, SEALED_FOR_GOOD,
     SealHead, StatusHead, WriteHead, ZeroHead,
 };
+pub use page_map::{ChunkPages, PageMapHead, PageMapReply};
 pub use reply::{ReadReply, Redirect, Status, StatusReply};

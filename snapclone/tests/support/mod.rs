@@ -63,6 +63,8 @@ pub(crate) fn source(volume: u64, snapshot: &str) -> Source {
         volume: format!("vms/{volume}"),
         snapshot: snapshot.to_owned(),
         snapshot_unix_ms: 1,
+        moments: vec![],
+        full: false,
     }
 }
 

@@ -2,7 +2,7 @@
 //! deeper decoders are reached) and as bare heads and commands. Nothing may panic; what decodes must encode to itself.
 use bytes::Bytes;
 use ogee_proto::data::{
-    Command, FrameReader, HelloHead, HelloReply, OpenLayerHead, Opcode, OutFrame, RaftHead, ReadHead, ReadReply, Redirect,
+    Command, FrameReader, HelloHead, HelloReply, OpenLayerHead, Opcode, OutFrame, PageMapHead, PageMapReply, RaftHead, ReadHead, ReadReply, Redirect,
     StatusHead, StatusReply, WriteHead, ZeroHead,
 };
 
@@ -26,6 +26,12 @@ fn heads(head: &[u8]) {
         assert_eq!(ZeroHead::decode(&v.encode()), Ok(v));
     }
     if let Ok(v) = OpenLayerHead::decode(head) {
+        assert_eq!(&v.encode()[..], head);
+    }
+    if let Ok(v) = PageMapHead::decode(head) {
+        assert_eq!(&v.encode()[..], head);
+    }
+    if let Ok(v) = PageMapReply::decode(head) {
         assert_eq!(&v.encode()[..], head);
     }
     if let Ok(v) = Command::decode(&Bytes::copy_from_slice(head)) {

@@ -2,7 +2,7 @@
 //! requests are reached without a handshake by luck.
 
 use bytes::{Buf, BytesMut};
-use ogee_nbd::{Agreement, Command, ExportInfo, Framing, Handshake, Progress, RequestHead, check};
+use ogee_nbd::{Agreement, Command, Contexts, ExportInfo, Framing, Handshake, Progress, RequestHead, check};
 
 const SIZE: u64 = 64 << 20;
 
@@ -12,6 +12,7 @@ fn exports() -> Vec<ExportInfo> {
         description: "d".to_owned(),
         size_bytes: SIZE,
         read_only,
+        contexts: vec!["ogee:changed:a".to_owned()],
     };
     vec![export("vm1", false), export("vm1@s", true)]
 }
@@ -67,7 +68,8 @@ pub(super) fn run(bytes: &[u8]) {
         agreed
     } else {
         let read_only = choice & 0x40 != 0;
-        Agreement { export: 0, framing, allocation: choice & 0x20 != 0, size_bytes: SIZE, read_only }
+        let contexts = if choice & 0x20 == 0 { Contexts::default() } else { Contexts::ALLOCATION.with(1) };
+        Agreement { export: 0, framing, contexts, size_bytes: SIZE, read_only }
     };
     requests(&mut input, &agreed);
 }

@@ -1,4 +1,5 @@
-//! A copyset replica: the Raft state machine over the chunk store ([`machine`]), client reads ([`reading`]), and the
+//! A copyset replica: the Raft state machine over the chunk store ([`machine`]), client reads ([`reading`]) and
+//! page maps ([`page_map`]), and the
 //! Raft snapshot with its fetch of pages out of band ([`install`], [`serving`], [`fetch`]), which also mends damaged
 //! pages ([`repair`]), also before anybody reads them ([`scrub`]).
 //!
@@ -9,6 +10,7 @@ pub mod compare;
 pub mod fetch;
 pub mod install;
 pub mod machine;
+pub mod page_map;
 pub mod reading;
 pub mod repair;
 pub mod scrub;

@@ -12,7 +12,7 @@ use crate::store::{CopysetStore, PageSource, Refusal};
 use bytes::Bytes;
 use ogee_common::checksum::{PAGE, ZERO_PAGE_CRC, crc32c};
 use ogee_common::geometry::page_fragments;
-use ogee_common::id::VolumeSeq;
+use ogee_common::id::{AttachEpoch, VolumeSeq};
 use ogee_common::limits::PAGE_BYTES;
 use ogee_proto::data::{Ancestor, ReadHead, Status};
 use std::sync::Arc;
@@ -41,12 +41,20 @@ pub struct ReadRange {
     pub len: u32,
 }
 
+impl ReadChain {
+    /// That of a request: epoch 0 brings its own.
+    #[must_use]
+    pub fn of(epoch: AttachEpoch, chain: &[Ancestor]) -> Self {
+        if epoch.0 == 0 { Self::Given(chain.into()) } else { Self::Known }
+    }
+}
+
 impl ReadRange {
-    /// The range of a request. Epoch 0 brings its own chain.
+    /// The range of a request.
     #[must_use]
     pub fn of(head: &ReadHead) -> Self {
         let at = &head.at;
-        let chain = if at.epoch.0 == 0 { ReadChain::Given(head.chain.as_slice().into()) } else { ReadChain::Known };
+        let chain = ReadChain::of(at.epoch, &head.chain);
         let key = ChunkKey { layer: at.layer, chunk: at.chunk };
         Self { at: key, seq: at.seq, chain, offset: at.offset, len: at.len }
     }
@@ -91,6 +99,14 @@ pub enum ReadError {
 }
 
 impl ReadError {
+    /// A failure of the store.
+    pub(crate) fn of_store(error: ChunkStoreError) -> Self {
+        match error.kind() {
+            ChunkStoreErrorKind::Busy => Self::NotReady,
+            _ => Self::Store(error),
+        }
+    }
+
     /// The status to answer with.
     #[must_use]
     pub const fn status(&self) -> Status {
@@ -123,28 +139,31 @@ impl CopysetStore {
         self.read_range(&ReadRange::of(head)).await
     }
 
+    /// What to look through.
+    ///
+    /// # Errors
+    /// [`ReadError::NotReady`].
+    pub(crate) fn view(&self, at: ChunkKey, seq: VolumeSeq, chain: &ReadChain) -> Result<View, ReadError> {
+        let state = self.state();
+        if !state.servable() {
+            return Err(ReadError::NotReady);
+        }
+        let chain = match chain {
+            ReadChain::Given(chain) => Arc::clone(chain),
+            ReadChain::Known => state.layers.get(at.layer).map(|l| Arc::clone(&l.chain)).unwrap_or_default(),
+        };
+        Ok(View::Layer { at, seq, chain })
+    }
+
     /// Reads a range of a chunk, verified. Without a read barrier only immutable versions may be read.
     ///
     /// # Errors
     /// [`ReadError`], never `Refused`.
     pub async fn read_range(self: &Arc<Self>, range: &ReadRange) -> Result<ReadOutcome, ReadError> {
-        let chain = {
-            let state = self.state();
-            if !state.servable() {
-                return Err(ReadError::NotReady);
-            }
-            match &range.chain {
-                ReadChain::Given(chain) => Arc::clone(chain),
-                ReadChain::Known => state.layers.get(range.at.layer).map(|l| Arc::clone(&l.chain)).unwrap_or_default(),
-            }
-        };
-        let view = View::Layer { at: range.at, seq: range.seq, chain };
+        let view = self.view(range.at, range.seq, &range.chain)?;
         let first = range.offset / PAGE_BYTES;
         let pages = first..(range.offset + range.len).div_ceil(PAGE_BYTES);
-        let read = self.read_pages(&view, pages).await.map_err(|e| match e.kind() {
-            ChunkStoreErrorKind::Busy => ReadError::NotReady,
-            _ => ReadError::Store(e),
-        })?;
+        let read = self.read_pages(&view, pages).await.map_err(ReadError::of_store)?;
         if let Some(bad) = read.bad.first() {
             if !self.servable() {
                 return Err(ReadError::NotReady);

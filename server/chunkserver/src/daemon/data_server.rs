@@ -12,7 +12,7 @@ use bytes::Bytes;
 use ogee_common::checksum::fragment_crcs;
 use ogee_common::id::{CopysetId, Term};
 use ogee_proto::data::{
-    Command, DecodeError, Frame, HelloHead, Opcode, OpenLayerHead, ReadHead, ReadReply, Redirect, Role,
+    Command, DecodeError, Frame, HelloHead, Opcode, OpenLayerHead, PageMapHead, ReadHead, ReadReply, Redirect, Role,
     Status, StatusHead, StatusReply, ZeroHead,
 };
 use ogee_proto::link::{Handler, Responder};
@@ -66,6 +66,7 @@ impl Handler for Connection {
             (Some(_), Opcode::Zero) => self.zero(&frame, responder),
             (Some(_), Opcode::OpenLayer) => self.open_layer(&frame, responder),
             (Some(_), Opcode::Read) => self.read(&frame, responder),
+            (Some(_), Opcode::PageMap) => self.page_map(&frame, responder),
             (Some(_), Opcode::Status) => self.status(&frame, responder),
             (_, opcode) => responder.bad_request(&format_args!("{opcode:?} is not for this connection")),
         }
@@ -154,6 +155,12 @@ impl Connection {
         tokio::spawn(read(hosted, head, responder));
     }
 
+    fn page_map(&self, frame: &Frame, responder: Responder) {
+        let Some((head, responder)) = Self::decoded(PageMapHead::decode(frame.head()), responder) else { return };
+        let Some((hosted, responder)) = self.hosted(head.at.copyset, responder) else { return };
+        tokio::spawn(page_map(hosted, head, responder));
+    }
+
     fn status(&self, frame: &Frame, responder: Responder) {
         let Some((head, responder)) = Self::decoded(StatusHead::decode(frame.head()), responder) else { return };
         let Some((hosted, responder)) = self.hosted(head.copyset, responder) else { return };
@@ -190,10 +197,22 @@ async fn read(hosted: Hosted, head: ReadHead, responder: Responder) {
         Ok(ReadOutcome::Data { bytes, crcs }) => {
             responder.send(Status::Ok, &ReadReply { crcs }.encode(), bytes);
         }
-        Err(error) => {
-            let what = &error as &dyn std::error::Error;
-            tracing::debug!(target: "datapath", copyset = %hosted.copyset, error = what, "read refused");
-            answer_applied(&Bytes::from(error.reply()), responder);
-        }
+        Err(error) => refuse(&hosted, &error, responder),
+    }
+}
+
+fn refuse(hosted: &Hosted, error: &ReadError, responder: Responder) {
+    let what = error as &dyn std::error::Error;
+    tracing::debug!(target: "datapath", copyset = %hosted.copyset, error = what, "read refused");
+    answer_applied(&Bytes::from(error.reply()), responder);
+}
+
+async fn page_map(hosted: Hosted, head: PageMapHead, responder: Responder) {
+    if let Err(error) = hosted.group.read_barrier().await {
+        return answer_error(error, hosted.group.leader(), responder);
+    }
+    match hosted.store.page_map(&head).await {
+        Ok(map) => responder.send(Status::Ok, &map.encode(), Bytes::new()),
+        Err(error) => refuse(&hosted, &error, responder),
     }
 }

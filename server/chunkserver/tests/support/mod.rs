@@ -3,6 +3,7 @@
 #![allow(dead_code, missing_docs, unreachable_pub)] // each test binary uses a part
 
 pub mod ops;
+pub mod page_maps;
 pub mod replica;
 pub mod world;
 

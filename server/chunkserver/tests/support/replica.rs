@@ -149,8 +149,9 @@ impl Replica {
         self.start().await;
     }
 
-    /// Reads every view of the world and compares it with the oracle.
+    /// Reads every view of the world and compares it with the oracle; its page maps, too.
     pub async fn check(&self, world: &World) {
+        self.check_page_maps(world).await;
         for version in self.store().versions() {
             assert!(!world.layers[&version.at.layer.0].gone, "{version:?} of a deleted layer");
         }

@@ -59,6 +59,8 @@ pub struct Layer {
     /// Snapshots that are still needed.
     pub needed: BTreeSet<u64>,
     images: BTreeMap<u32, BTreeMap<u64, Image>>,
+    /// Pages of the regions that a write or zero with a seq touched, per chunk.
+    touched: BTreeMap<u32, BTreeMap<u64, BTreeSet<u32>>>,
 }
 
 /// Something to do, and what must come back.
@@ -132,6 +134,13 @@ impl World {
         }
     }
 
+    /// Whether a page was ever written or zeroed in a layer or in what it stood on.
+    pub fn ever_touched(&self, layer: u64, chunk: u32, page: u32) -> bool {
+        let l = &self.layers[&layer];
+        let mut parents = l.chain.iter().chain(&l.old_chain).map(|(parent, _)| *parent);
+        l.touched(chunk, 0..=u64::MAX).any(|p| p == page) || parents.any(|parent| self.ever_touched(parent, chunk, page))
+    }
+
     fn live(&self) -> Vec<u64> {
         self.layers.iter().filter(|(_, l)| !l.gone).map(|(id, _)| *id).collect()
     }
@@ -201,6 +210,8 @@ impl World {
         let layer = self.layers.get_mut(&id).expect("a layer");
         layer.min_seq = layer.min_seq.max(seq);
         layer.images.entry(chunk).or_default().insert(seq, image);
+        let pages = (at.offset / 4096..(at.offset + at.len).div_ceil(4096)).filter(|p| sector_index(p * 4096).is_some());
+        layer.touched.entry(chunk).or_default().entry(seq).or_default().extend(pages);
     }
 
     fn write(&mut self, id: u64, rng: &mut Rng) {
@@ -425,6 +436,13 @@ fn ancestor(layer: u64, seq: u64) -> Ancestor {
 }
 
 impl Layer {
+    /// Pages of the regions that writes and zeros with these seqs touched.
+    pub fn touched(&self, chunk: u32, seqs: std::ops::RangeInclusive<u64>) -> impl Iterator<Item = u32> {
+        let of_chunk = self.touched.get(&chunk).into_iter();
+        let with_seq = move |(seq, _): &(&u64, &BTreeSet<u32>)| seqs.contains(seq);
+        of_chunk.flatten().filter(with_seq).flat_map(|(_, pages)| pages.iter().copied())
+    }
+
     pub fn ancestors(&self) -> Vec<Ancestor> {
         self.chain.iter().map(|(l, s)| ancestor(*l, *s)).collect()
     }
