@@ -17,8 +17,8 @@ image=(fdisk dosfstools mtools syslinux syslinux-common e2fsprogs cpio gzip xz-u
 qemu=(qemu-system-x86 qemu-utils util-linux)
 # A server for the tests of backups: scripts/moto.sh.
 s3=(python3-venv)
-# Clients of the NBD server.
-nbd=(libnbd-bin python3-libnbd nbd-client fio)
+# Clients of the NBD server; file systems on them, with ACLs and extended attributes.
+nbd=(libnbd-bin python3-libnbd nbd-client fio xfsprogs acl attr)
 # For the torture: network namespaces, clocks that jump. (unshare, nsenter, fsfreeze and mkfs.ext4 come with util-linux and e2fsprogs.)
 torture=(iproute2 mount libfaketime)
 

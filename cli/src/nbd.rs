@@ -7,6 +7,8 @@
 use crate::connect::Context;
 use crate::error::{CliError, ErrorKind};
 use crate::logging;
+use crate::nbd_metrics;
+use crate::nbd_tls::{NbdTlsArgs, Schemes};
 use crate::open::{close_volume, open_volume};
 use crate::signals::StopSignals;
 use clap::{Args, Subcommand};
@@ -16,7 +18,8 @@ use ogee_common::id::{LayerId, VolumeSeq};
 use ogee_common::limits::{NBD_CHANGED_CONTEXTS_MAX, NBD_CONNECTIONS_DEFAULT};
 use ogee_common::name::VolumeRef;
 use ogee_common::size::ByteLen;
-use ogee_nbd::{Export, ListenError, ListenOn, NbdConfig, NbdServer, ServeError};
+use ogee_metrics::MetricsServer;
+use ogee_nbd::{Export, ListenError, ListenOn, NbdConfig, NbdServer, NbdTls, ServeError};
 use ogee_proto::mds::ListSnapshotsRequest;
 use ogee_proto::unix_socket::SocketError;
 use serde::Serialize;
@@ -28,12 +31,12 @@ const SERVE_EXAMPLES: &str = "\
 Examples:
   ogee nbd serve vm1 --socket /run/ogee/nbd.sock
   ogee nbd serve vm1 golden@v1 --listen 127.0.0.1:10809
-  ogee nbd serve team/db --listen 10.0.0.5:10809 --read-only
+  ogee nbd serve team/db --listen 10.0.0.5:10809 --tls /etc/ogee/tls
 
 An export has the name it has here: nbd://127.0.0.1:10809/golden@v1. With one volume the empty name is that one too.
 Snapshots are read-only, volumes with --read-only. What changed since an earlier snapshot of the volume, as of the start, is in
 the metadata context ogee:changed:SNAPSHOT, with dirty bits as in qemu:dirty-bitmap. Without --socket and --listen the sockets come from systemd (LISTEN_FDS).
-NBD has no protection of its own here, no TLS: serve on a UNIX socket, on loopback or in a private network.
+Without --tls whoever can connect can read and write: then serve on a UNIX socket, on loopback or in a private network.
 
 It prints `ready` and the addresses. SIGTERM and SIGINT end it: requests in flight are answered first.";
 
@@ -75,6 +78,11 @@ pub(crate) struct ServeArgs {
     /// Connections at the same time; more are refused
     #[arg(long, value_name = "N", default_value_t = NBD_CONNECTIONS_DEFAULT)]
     connections: usize,
+    #[command(flatten)]
+    tls: NbdTlsArgs,
+    /// Answer GET /metrics here, for Prometheus; by default nowhere
+    #[arg(long, value_name = "ADDR")]
+    metrics: Option<SocketAddr>,
 }
 
 impl ServeArgs {
@@ -119,6 +127,9 @@ struct Ready {
     /// TCP addresses with their ports.
     listen: Vec<SocketAddr>,
     exports: Vec<ReadyExport>,
+    /// Where `/metrics` is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metrics: Option<SocketAddr>,
 }
 
 impl Ready {
@@ -128,19 +139,20 @@ impl Ready {
             let mode = if export.read_only { ", read-only" } else { "" };
             format!("ready: {name} ({size}{mode}) on {}", export.uris.join(" and "))
         };
-        self.exports.iter().map(line).collect::<Vec<_>>().join("\n")
+        let metrics = self.metrics.map(|addr| format!("metrics: http://{addr}/metrics"));
+        self.exports.iter().map(line).chain(metrics).collect::<Vec<_>>().join("\n")
     }
 }
 
 /// The URI of an export (NBD's doc/uri.md). Names need no quoting in a path; a socket's path may.
-fn uris(name: &str, socket: Option<&Path>, listen: &[SocketAddr]) -> Vec<String> {
+fn uris(name: &str, schemes: Schemes, socket: Option<&Path>, listen: &[SocketAddr]) -> Vec<String> {
     let unix = socket.map(|path| {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte);
         let bytes = std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str()).iter();
         let quoted = |byte: &u8| if plain(*byte) { char::from(*byte).to_string() } else { format!("%{byte:02X}") };
-        format!("nbd+unix:///{name}?socket={}", bytes.map(quoted).collect::<String>())
+        format!("{}:///{name}?socket={}", schemes.unix, bytes.map(quoted).collect::<String>())
     });
-    let tcp = listen.iter().map(|addr| format!("nbd://{addr}/{name}"));
+    let tcp = listen.iter().map(|addr| format!("{}://{addr}/{name}", schemes.tcp));
     unix.into_iter().chain(tcp).collect()
 }
 
@@ -157,11 +169,12 @@ pub(crate) async fn run(context: &Context, command: NbdCommand) -> Result<(), Cl
 
 async fn serve(context: &Context, args: &ServeArgs) -> Result<(), CliError> {
     let mut signals = StopSignals::listen()?;
+    let tls = args.tls.load()?;
     let cluster = context.cluster(args.io_timeout.map(Duration::from_secs))?;
     let mut volumes = vec![];
     let served = match open_all(&cluster, args, &mut volumes).await {
         Ok(()) => match exports(&cluster, &volumes).await {
-            Ok(exports) => serve_open(context, args, exports, &mut signals).await,
+            Ok(exports) => serve_open(context, args, exports, tls, &mut signals).await,
             Err(error) => Err(error),
         },
         Err(error) => Err(error),
@@ -224,16 +237,22 @@ async fn exports(cluster: &Cluster, volumes: &[Volume]) -> Result<Vec<Export<Vol
 }
 
 async fn serve_open(
-    context: &Context, args: &ServeArgs, exports: Vec<Export<Volume>>, signals: &mut StopSignals,
+    context: &Context, args: &ServeArgs, exports: Vec<Export<Volume>>, tls: Option<NbdTls>, signals: &mut StopSignals,
 ) -> Result<(), CliError> {
     let mut config = NbdConfig::new(args.places());
     config.connections_max = args.connections;
     config.threads = args.threads.unwrap_or(config.threads);
+    config.tls = tls;
     let server = NbdServer::bind(exports.clone(), config).map_err(serve_failed)?;
-    say_ready(context, args, &exports, &server.tcp_addrs())?;
+    let volumes: Vec<Volume> = exports.iter().map(|export| export.device.clone()).collect();
+    let metrics = args.metrics.map(|addr| nbd_metrics::serve(addr, server.stats(), &volumes)).transpose()?;
+    drop(volumes);
+    let at = metrics.as_ref().map(MetricsServer::addr);
+    say_ready(context, args, &exports, (&server.tcp_addrs(), at))?;
     drop(exports);
     // From here on a person reads the log; before, an error is one line.
     logging::start_for_daemon();
+    args.tls.warn_of_open_addresses(&server.tcp_addrs());
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let running = server.run(async {
         // An error: nobody waits for the server any more.
@@ -254,18 +273,21 @@ async fn serve_open(
 }
 
 fn say_ready(
-    context: &Context, args: &ServeArgs, exports: &[Export<Volume>], listen: &[SocketAddr],
+    context: &Context,
+    args: &ServeArgs,
+    exports: &[Export<Volume>],
+    (listen, metrics): (&[SocketAddr], Option<SocketAddr>),
 ) -> Result<(), CliError> {
     // A client finds the socket from its own working directory.
     let socket = args.socket.as_ref().map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone()));
     let export = |export: &Export<Volume>| {
         let (name, info) = (export.name.clone(), export.device.info());
-        let uris = uris(&name, socket.as_deref(), listen);
+        let uris = uris(&name, args.tls.schemes(), socket.as_deref(), listen);
         let contexts = export.changed_since.iter().map(|(name, _)| name.clone()).collect();
         ReadyExport { name, size_bytes: info.size_bytes, read_only: info.read_only, uris, contexts }
     };
     let exports = exports.iter().map(export).collect();
-    let ready = Ready { ready: true, socket: socket.clone(), listen: listen.to_vec(), exports };
+    let ready = Ready { ready: true, socket: socket.clone(), listen: listen.to_vec(), exports, metrics };
     context.out.result(&ready, Ready::text)
 }
 
@@ -301,8 +323,9 @@ mod tests {
     #[test]
     fn uris_are_what_clients_take() {
         let listen = ["127.0.0.1:10809".parse().unwrap(), "[::1]:1".parse().unwrap()];
+        let clear = Schemes { unix: "nbd+unix", tcp: "nbd" };
         assert_eq!(
-            uris("team/db@v1", Some(Path::new("/run/o&gee/s")), &listen),
+            uris("team/db@v1", clear, Some(Path::new("/run/o&gee/s")), &listen),
             ["nbd+unix:///team/db@v1?socket=/run/o%26gee/s", "nbd://127.0.0.1:10809/team/db@v1", "nbd://[::1]:1/team/db@v1"]
         );
     }

@@ -26,6 +26,9 @@ const CA_NAME: &str = "Ogee cluster authority";
 const CA_DAYS: u32 = 3650;
 /// A certificate is valid this long unless said otherwise.
 const DAYS: u32 = 730;
+/// Names by which other NBD clients (libnbd, QEMU) look for a client's files: links to ours.
+const NBD_NAMES: [(&str, &str); 3] =
+    [(CA_FILE, "ca-cert.pem"), (CERTIFICATE_FILE, "client-cert.pem"), (KEY_FILE, "client-key.pem")];
 /// Certificates are valid from a little earlier, for hosts whose clocks differ.
 const BACKDATED: Duration = Duration::from_secs(3600);
 
@@ -39,9 +42,10 @@ pub(crate) enum TlsCommand {
     #[command(after_help = "Example:\n  ogee tls daemon 10.0.0.11 node-11.example --authority /root/ogee-ca --out node-11\n\n\
         Copy the folder to the host and name it in the daemons' configuration:\n  [tls]\n  dir = \"/etc/ogee/tls\"")]
     Daemon(DaemonCertificateArgs),
-    /// Make a certificate for a client: vhost-blk, commands
+    /// Make a certificate for a client: vhost-blk, commands, an NBD client
     #[command(after_help = "Example:\n  ogee tls client hypervisor-7 --authority /root/ogee-ca --out hypervisor-7\n\n\
-        Use it with --tls-dir DIR or OGEE_TLS_DIR=DIR.")]
+        Use it with --tls-dir DIR or OGEE_TLS_DIR=DIR. NBD clients that are not ours find their names in it as well:\n  \
+        nbdinfo 'nbds://10.0.0.5:10809/vm1?tls-certificates=/etc/ogee/tls'")]
     Client(ClientCertificateArgs),
 }
 
@@ -185,7 +189,8 @@ pub(crate) fn issue(authority: &Path, out: &Path, holder: Holder<'_>, days: u32)
     let mut params = CertificateParams::new(names.clone()).map_err(bad_name)?;
     name(&mut params, common);
     validity(&mut params, days);
-    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    // QEMU wants the second for every key, although only RSA's can be used so.
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
     params.extended_key_usages = usages;
     params.use_authority_key_identifier_extension = true;
     let key = KeyPair::generate().map_err(failed)?;
@@ -193,6 +198,13 @@ pub(crate) fn issue(authority: &Path, out: &Path, holder: Holder<'_>, days: u32)
     make_folder(out)?;
     write_new(&out.join(CA_FILE), &ca, 0o644)?;
     write_new(&out.join(CERTIFICATE_FILE), &certificate.pem(), 0o644)?;
+    if matches!(holder, Holder::Client(_)) {
+        for (file, other) in NBD_NAMES {
+            let link = out.join(other);
+            std::os::unix::fs::symlink(file, &link).map_err(|e| CliError::file("create", &link, e))?;
+        }
+    }
+    // The key comes last: a folder that has it is whole.
     write_new(&out.join(KEY_FILE), &key.serialize_pem(), 0o600)
 }
 
@@ -209,7 +221,7 @@ fn write_new(path: &Path, text: &str, mode: u32) -> Result<(), CliError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ogee_proto::net::{Network, TlsConfig};
+    use ogee_proto::net::{ClientProof, Network, ServerTls, TlsConfig, TlsError};
     use std::os::unix::fs::PermissionsExt;
 
     #[test]
@@ -227,6 +239,15 @@ mod tests {
             let mode = std::fs::metadata(at(made).join(KEY_FILE)).expect("a key").permissions().mode();
             assert_eq!(mode & 0o077, 0, "others may read the key of {made}");
         }
+        for (file, other) in NBD_NAMES {
+            let same = |name: &str| std::fs::read(at("c").join(name)).expect("a file");
+            assert_eq!(same(file), same(other));
+            assert!(!at("d").join(other).exists(), "a daemon is no NBD client");
+        }
+        let serves = |made: &str| ServerTls::load(&at(made), ClientProof::Certificate);
+        serves("d").expect("a certificate for a server");
+        let error = serves("c").expect_err("a client's certificate");
+        assert!(matches!(error, TlsError::ForClients { .. }), "{error}");
         assert_eq!(authority(&at("ca")).expect_err("exists").kind(), ErrorKind::Conflict);
         assert_eq!(issue(&at("ca"), &at("d"), Holder::Client("x"), 1).expect_err("exists").kind(), ErrorKind::Conflict);
     }

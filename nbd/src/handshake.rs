@@ -4,19 +4,22 @@
 //!            client flags             EXPORT_NAME, GO of a known export
 //!   Flags ─────────────────> Options ───────────────────────────────────> Transmission
 //!     │                       │    ^│
-//!     │ unknown flags         │    └┘ any other option: replied to, refused ones too
-//!     v                       │
-//!   error <───────────────────┤ bad magic, too long, too many, unknown name in EXPORT_NAME
+//!     │ unknown flags         │    ├┘ any other option: replied to, refused ones too
+//!     v                       │    └── STARTTLS: StartTls; then Options again, under TLS, from the beginning
+//!   error <───────────────────┤ bad magic, too long, too many, unknown name in EXPORT_NAME, bytes behind STARTTLS
 //!                             └──> Aborted (ABORT)
 //! ```
 //!
 //! Called by `connection.rs` (and by the fuzz target). Invariants: total, whatever the input; one call takes at most one
 //! option, so that the caller sends its reply before it looks at the next; nothing is taken from the input before an
-//! option is complete; a refused option changes nothing but, for SET_META_CONTEXT, the choice (proto.md wants that).
-//! Absent: TLS (STARTTLS is answered as unsupported), the old style.
+//! option is complete; a refused option changes nothing but, for SET_META_CONTEXT, the choice (proto.md wants that);
+//! nothing that was agreed on or sent in the clear counts under TLS (what may be said before it: `protection.rs`).
+//! Absent: TLS itself, the old style.
 
 use crate::context::{self, Contexts};
+use crate::handshake_error::HandshakeError;
 use crate::option;
+use crate::protection::{Protection, TlsOffer, Verdict};
 use crate::wire::{
     self, Fields, INIT_MAGIC, OPTION_HEAD_BYTES, OPTION_MAGIC, OPTION_REPLY_MAGIC, handshake_flag, option_reply,
 };
@@ -71,47 +74,13 @@ pub enum Progress {
     NeedBytes(usize),
     /// Something was done: send the output and call again.
     Replied,
+    /// Send the output, which tells the client to begin TLS; what comes under TLS is the next input. Nothing is left of
+    /// the input in the clear.
+    StartTls,
     /// Send the output; what is left of the input are requests.
     Transmission(Agreement),
     /// Send the output and close: the client wants to end.
     Aborted,
-}
-
-/// Why the connection must be closed.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum HandshakeError {
-    /// Flags that the server did not offer.
-    #[error("client flags {flags:#x} were not offered")]
-    ClientFlags {
-        /// As sent.
-        flags: u32,
-    },
-    /// An option does not begin with its magic: the stream is out of step or not NBD.
-    #[error("an option begins with {magic:#018x}, not with IHAVEOPT")]
-    Magic {
-        /// As sent.
-        magic: u64,
-    },
-    /// Longer than `NBD_OPTION_BYTES_MAX`.
-    #[error("option {option} has {len} bytes of data, at most {NBD_OPTION_BYTES_MAX} are taken")]
-    OptionTooLong {
-        /// The option.
-        option: u32,
-        /// As sent.
-        len: u32,
-    },
-    /// More than `NBD_OPTIONS_MAX`.
-    #[error("more than {NBD_OPTIONS_MAX} options")]
-    TooManyOptions,
-    /// EXPORT_NAME cannot be refused in another way.
-    #[error("EXPORT_NAME asks for {name:?}, which is not exported")]
-    UnknownExport {
-        /// As sent, cut.
-        name: String,
-    },
-    /// EXPORT_NAME may not follow EXTENDED_HEADERS.
-    #[error("EXPORT_NAME after EXTENDED_HEADERS")]
-    ExportNameAfterExtended,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,15 +98,32 @@ pub struct Handshake {
     /// The export for which contexts were chosen, and which.
     chosen: Option<(usize, Contexts)>,
     options: u32,
-}
-
-impl Default for Handshake {
-    fn default() -> Self {
-        Self { state: State::Flags, no_zeroes: false, framing: Framing::Simple, chosen: None, options: 0 }
-    }
+    protection: Protection,
+    /// Whether something was refused because it came in the clear.
+    refused_in_clear: bool,
 }
 
 impl Handshake {
+    /// Before the client's first byte.
+    #[must_use]
+    pub fn new(tls: TlsOffer) -> Self {
+        Self {
+            state: State::Flags,
+            no_zeroes: false,
+            framing: Framing::Simple,
+            chosen: None,
+            options: 0,
+            protection: tls.into(),
+            refused_in_clear: false,
+        }
+    }
+
+    /// Whether the client asked for what it gets under TLS alone, and has not begun TLS since.
+    #[must_use]
+    pub const fn lacks_tls(&self) -> bool {
+        self.refused_in_clear && matches!(self.protection, Protection::Demanded)
+    }
+
     /// The server speaks first.
     pub fn greet(out: &mut BytesMut) {
         out.put_u64(INIT_MAGIC);
@@ -198,7 +184,26 @@ impl Handshake {
             return Err(HandshakeError::TooManyOptions);
         }
         let message = input.split_to(total);
-        self.answer(exports, code, &message[OPTION_HEAD_BYTES..], out)
+        let data = &message[OPTION_HEAD_BYTES..];
+        match self.protection.judge(code, data) {
+            Verdict::Answer => self.answer(exports, code, data, out),
+            Verdict::Refuse(kind, message) => {
+                self.refused_in_clear |= kind == option_reply::ERR_TLS_REQD;
+                Replies { option: code, out }.error(kind, message);
+                Ok(Progress::Replied)
+            }
+            Verdict::Close => Err(HandshakeError::ExportNameWithoutTls),
+            Verdict::StartTls if input.is_empty() => Ok(self.start_tls(out)),
+            Verdict::StartTls => Err(HandshakeError::ClearBehindStartTls { bytes: input.len() }),
+        }
+    }
+
+    /// The client begins anew: only its flags stay, which it does not send again.
+    fn start_tls(&mut self, out: &mut BytesMut) -> Progress {
+        Replies { option: wire::option::STARTTLS, out }.ack();
+        self.protection = Protection::Begun;
+        (self.framing, self.chosen) = (Framing::Simple, None);
+        Progress::StartTls
     }
 
     fn answer(
@@ -222,15 +227,13 @@ impl Handshake {
                     return Ok(Progress::Transmission(self.agreement(exports, export)));
                 }
             }
-            wire::option::LIST | wire::option::STARTTLS if has_data => reply.invalid("this option takes no data"),
-            wire::option::STRUCTURED_REPLY | wire::option::EXTENDED_HEADERS if has_data => {
+            wire::option::LIST | wire::option::STRUCTURED_REPLY | wire::option::EXTENDED_HEADERS if has_data => {
                 reply.invalid("this option takes no data");
             }
             wire::option::LIST => {
                 exports.iter().for_each(|export| reply.server(export));
                 reply.ack();
             }
-            wire::option::STARTTLS => reply.error(option_reply::ERR_UNSUP, "this server has no TLS"),
             wire::option::STRUCTURED_REPLY if self.framing == Framing::Extended => {
                 reply.error(option_reply::ERR_EXT_HEADER_REQD, "extended headers are agreed on already");
             }

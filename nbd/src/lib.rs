@@ -8,33 +8,41 @@
 //! | `connection.rs` | one connection: handshake, transmission, close |
 //! | `handshake.rs`, `option.rs` | the handshake without IO (drawing; fuzzed) |
 //! | `context.rs` | metadata contexts: allocation, changes since snapshots |
+//! | `protection.rs` | what may be said before TLS (drawing) |
 //! | `transmission.rs` | requests in, work in flight, replies out |
 //! | `request.rs` | requests decoded and checked (fuzzed) |
 //! | `execute.rs` | one request against the device |
 //! | `reply.rs` | replies encoded, sent without copies |
+//! | `stats.rs` | what was done, counted |
 //! | `wire.rs` | the protocol's numbers |
 //!
 //! Invariants across them: a client's bytes never make the server panic, wait for ever or allocate without bound; an
 //! error of one connection ends that connection, an error of one request that request; a write is answered after it is
-//! durable and visible to every connection, so FLUSH, FUA and CAN_MULTI_CONN hold. Deliberately absent: TLS, the old
-//! style handshake, ranges not aligned to 512 bytes.
+//! durable and visible to every connection, so FLUSH, FUA and CAN_MULTI_CONN hold; nothing that came in the clear is taken
+//! as if it had come under TLS. Deliberately absent: the old style handshake, ranges not aligned to 512 bytes.
 
 mod connection;
 mod context;
 mod execute;
 mod handshake;
+mod handshake_error;
 mod listen;
 mod option;
+mod protection;
 mod reply;
 mod request;
 mod server;
+mod stats;
 mod stream;
 mod transmission;
 pub mod wire;
 
 pub use context::{ContextExtents, Contexts, StatusExtent};
-pub use handshake::{Agreement, ExportInfo, Framing, Handshake, HandshakeError, Progress};
+pub use handshake::{Agreement, ExportInfo, Framing, Handshake, Progress};
+pub use handshake_error::HandshakeError;
 pub use listen::{ListenError, ListenOn};
+pub use protection::TlsOffer;
 pub use reply::{Outcome, Replies, ReplyTo};
 pub use request::{Command, Refusal, RequestError, RequestHead, check};
-pub use server::{Export, NbdConfig, NbdServer, ServeError};
+pub use server::{Export, NbdConfig, NbdServer, NbdTls, ServeError, TlsMode};
+pub use stats::{CommandFigures, CommandKind, NbdFigures, NbdStats, Stage};

@@ -9,6 +9,8 @@ use crate::connection::{Thread, serve};
 use crate::execute::OpenExport;
 use crate::handshake::ExportInfo;
 use crate::listen::{ListenError, ListenOn, Listener};
+use crate::protection::TlsOffer;
+use crate::stats::NbdStats;
 use crate::stream::Accepted;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -17,6 +19,7 @@ use ogee_common::limits::{
     NBD_ACCEPT_PAUSE, NBD_CHANGED_CONTEXTS_MAX, NBD_CONNECTIONS_DEFAULT, NBD_CONNECTIONS_MAX, NBD_EXPORTS_MAX, NBD_HANDSHAKE_TIMEOUT,
     NBD_STOP_DRAIN, NBD_STRING_BYTES_MAX, NBD_THREADS_MAX,
 };
+use ogee_proto::net::ServerTls;
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::io;
@@ -41,8 +44,38 @@ pub struct Export<D> {
     pub changed_since: Vec<(String, Moment)>,
 }
 
+/// Who must use TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TlsMode {
+    /// Every client.
+    Required,
+    /// Clients that come by TCP; others may. Who may open a UNIX socket is said by its permissions.
+    RequiredOnTcp,
+    /// Nobody; who wants to may. This keeps nobody out, and who can change packets can keep a client from TLS.
+    Allowed,
+}
+
+impl TlsMode {
+    /// What a client is offered that came by TCP or not.
+    pub(crate) const fn offer(self, is_tcp: bool) -> TlsOffer {
+        match (self, is_tcp) {
+            (Self::Required, _) | (Self::RequiredOnTcp, true) => TlsOffer::Demanded,
+            (Self::RequiredOnTcp, false) | (Self::Allowed, _) => TlsOffer::Optional,
+        }
+    }
+}
+
+/// TLS of a server.
+#[derive(Debug, Clone)]
+pub struct NbdTls {
+    /// Certificates, and what clients must show.
+    pub certificates: Arc<ServerTls>,
+    /// Who must use it.
+    pub mode: TlsMode,
+}
+
 /// How to serve.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct NbdConfig {
     /// Where; at least one.
     pub listen: Vec<ListenOn>,
@@ -54,6 +87,8 @@ pub struct NbdConfig {
     pub handshake_timeout: Duration,
     /// At a stop, requests in flight are waited for this long.
     pub drain_timeout: Duration,
+    /// TLS; without it everything goes in the clear.
+    pub tls: Option<NbdTls>,
 }
 
 impl NbdConfig {
@@ -67,6 +102,7 @@ impl NbdConfig {
             connections_max: NBD_CONNECTIONS_DEFAULT,
             handshake_timeout: NBD_HANDSHAKE_TIMEOUT,
             drain_timeout: NBD_STOP_DRAIN,
+            tls: None,
         }
     }
 }
@@ -132,6 +168,7 @@ pub struct NbdServer<D> {
     exports: Vec<Export<D>>,
     config: NbdConfig,
     listeners: Vec<Listener>,
+    stats: NbdStats,
 }
 
 impl<D: BlockDevice> NbdServer<D> {
@@ -169,7 +206,14 @@ impl<D: BlockDevice> NbdServer<D> {
         if listeners.is_empty() {
             return Err(ListenError::NothingInherited.into());
         }
-        Ok(Self { exports, config, listeners })
+        let stats = NbdStats::new(config.threads);
+        Ok(Self { exports, config, listeners, stats })
+    }
+
+    /// What it does, counted; can be read while it runs and afterwards.
+    #[must_use]
+    pub fn stats(&self) -> NbdStats {
+        self.stats.clone()
     }
 
     /// The TCP addresses it listens on, with their ports.
@@ -187,10 +231,10 @@ impl<D: BlockDevice> NbdServer<D> {
         let orders: Vec<Arc<WriteOrder>> = self.exports.iter().map(|_| Arc::default()).collect();
         let mut workers = vec![];
         for number in 0..self.config.threads {
-            workers.push(Worker::start(number, self.thread(&orders, &stopped)).map_err(ServeError::Thread)?);
+            workers.push(Worker::start(number, self.thread(number, &orders, &stopped)).map_err(ServeError::Thread)?);
         }
         let slots = Arc::new(Semaphore::new(self.config.connections_max));
-        let accepting = accept_all(&self.listeners, &workers, &slots);
+        let accepting = accept_all(&self.listeners, &workers, &slots, &self.stats);
         tokio::select! {
             () = stop => {}
             () = accepting => {}
@@ -209,7 +253,7 @@ impl<D: BlockDevice> NbdServer<D> {
         }
     }
 
-    fn thread(&self, orders: &[Arc<WriteOrder>], stop: &watch::Receiver<bool>) -> Thread<D> {
+    fn thread(&self, number: usize, orders: &[Arc<WriteOrder>], stop: &watch::Receiver<bool>) -> Thread<D> {
         let open = |(export, order): (&Export<D>, &Arc<WriteOrder>)| OpenExport {
             device: export.device.for_thread(),
             order: order.clone(),
@@ -229,6 +273,8 @@ impl<D: BlockDevice> NbdServer<D> {
             exports: self.exports.iter().zip(orders).map(open).collect(),
             infos: self.exports.iter().map(info).collect(),
             handshake_timeout: self.config.handshake_timeout,
+            tls: self.config.tls.clone(),
+            counters: self.stats.thread(number),
             stop: stop.clone(),
         }
     }
@@ -243,7 +289,12 @@ fn has_sound_contexts<D>(export: &Export<D>) -> bool {
 }
 
 /// Accepts on every listener, for ever.
-async fn accept_all<D: BlockDevice>(listeners: &[Listener], workers: &[Worker<D>], slots: &Arc<Semaphore>) {
+async fn accept_all<D: BlockDevice>(
+    listeners: &[Listener],
+    workers: &[Worker<D>],
+    slots: &Arc<Semaphore>,
+    stats: &NbdStats,
+) {
     let mut next_worker = 0;
     let accept = |listener| async move { (listener, Listener::accept(listener).await) };
     let mut accepting: FuturesUnordered<_> = listeners.iter().map(accept).collect();
@@ -255,6 +306,7 @@ async fn accept_all<D: BlockDevice>(listeners: &[Listener], workers: &[Worker<D>
                     next_worker += 1;
                 }
                 Err(_) => {
+                    stats.refused();
                     tracing::warn!(target: "controlpath", peer, "NBD client refused: all connections are in use");
                 }
             },

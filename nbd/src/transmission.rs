@@ -17,10 +17,12 @@ use crate::execute::{OpenExport, Work, execute};
 use crate::handshake::Agreement;
 use crate::reply::{Outcome, Replies, ReplyTo};
 use crate::request::{Command, RequestHead, check};
+use crate::stats::{Counters, Taken};
 use crate::stream::Stream;
 use bytes::{Buf, BytesMut};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use ogee_client::BlockDevice;
+use ogee_common::clock;
 use ogee_common::limits::{NBD_CONNECTION_BYTES_MAX, NBD_CONNECTION_REQUESTS_MAX, NBD_READ_BYTES};
 use std::future::{Future, poll_fn};
 use std::io;
@@ -36,6 +38,7 @@ const SPARE_BYTES_MIN: usize = 4096;
 /// A request that ended.
 struct Finished {
     to: ReplyTo,
+    taken: Taken,
     held: usize,
     outcome: Outcome,
 }
@@ -43,7 +46,7 @@ struct Finished {
 /// What the input holds.
 enum Next {
     /// Work, and what to hold for it.
-    Work(ReplyTo, Work),
+    Work(ReplyTo, Taken, Work),
     /// A request that was refused, or one that ends the connection, is dealt with.
     Handled,
     /// So many more bytes are needed.
@@ -56,16 +59,20 @@ pub(crate) struct Transmission<'a> {
     agreed: Agreement,
     input: BytesMut,
     replies: Replies,
+    /// Whether something that was sent may stay in the stream (TLS).
+    unflushed: bool,
     /// Payload bytes of requests in flight.
     held: usize,
     /// Set once; then nothing more is taken from the input.
     closing: Option<Result<(), ConnectionError>>,
+    counters: &'a Counters,
 }
 
 impl<'a> Transmission<'a> {
     /// `input`: what the handshake has left.
-    pub(crate) fn new(stream: &'a mut Stream, agreed: Agreement, input: BytesMut) -> Self {
-        Self { stream, agreed, input, replies: Replies::new(agreed.framing), held: 0, closing: None }
+    pub(crate) fn new(stream: &'a mut Stream, agreed: Agreement, input: BytesMut, counters: &'a Counters) -> Self {
+        let replies = Replies::new(agreed.framing);
+        Self { stream, agreed, input, replies, unflushed: false, held: 0, closing: None, counters }
     }
 
     /// Serves until the client, an error or a stop ends it.
@@ -82,9 +89,9 @@ impl<'a> Transmission<'a> {
         let mut in_flight = FuturesUnordered::new();
         poll_fn(|cx| {
             loop {
-                while let Poll::Ready(Some(Finished { to, held, outcome })) = in_flight.poll_next_unpin(cx) {
+                while let Poll::Ready(Some(Finished { to, taken, held, outcome })) = in_flight.poll_next_unpin(cx) {
                     self.held -= held;
-                    self.replies.push(to, outcome);
+                    self.answer(to, taken, outcome);
                 }
                 if self.closing.is_none() && stopped.as_mut().poll(cx).is_ready() {
                     self.closing = Some(Ok(()));
@@ -92,11 +99,11 @@ impl<'a> Transmission<'a> {
                 let mut progress = self.poll_send(cx);
                 while self.takes_requests(in_flight.len()) {
                     match self.next(export) {
-                        Next::Work(to, work) => {
+                        Next::Work(to, taken, work) => {
                             let held = work.bytes();
                             self.held += held;
                             let work = execute(export, work, &gone);
-                            in_flight.push(async move { Finished { to, held, outcome: work.await } });
+                            in_flight.push(async move { Finished { to, taken, held, outcome: work.await } });
                             progress = true;
                         }
                         Next::Handled => progress = true,
@@ -112,7 +119,8 @@ impl<'a> Transmission<'a> {
                     gone.store(true, Ordering::Relaxed);
                 }
                 if !progress {
-                    let is_over = self.closing.is_some() && in_flight.is_empty() && self.replies.bytes() == 0;
+                    let is_sent = self.replies.bytes() == 0 && !self.unflushed;
+                    let is_over = self.closing.is_some() && in_flight.is_empty() && is_sent;
                     return if is_over { Poll::Ready(()) } else { Poll::Pending };
                 }
             }
@@ -126,6 +134,11 @@ impl<'a> Transmission<'a> {
         self.closing.is_none()
             && in_flight < NBD_CONNECTION_REQUESTS_MAX
             && self.held + self.replies.bytes() < NBD_CONNECTION_BYTES_MAX
+    }
+
+    fn answer(&mut self, to: ReplyTo, taken: Taken, outcome: Outcome) {
+        self.counters.end(taken, !matches!(outcome, Outcome::Failed(_)), clock::now());
+        self.replies.push(to, outcome);
     }
 
     fn close(&mut self, how: Result<(), ConnectionError>) {
@@ -150,12 +163,14 @@ impl<'a> Transmission<'a> {
         self.input.advance(head_bytes);
         let payload = self.input.split_to(head.payload_len).freeze();
         let to = ReplyTo { cookie: head.cookie, offset: head.offset };
+        let take = || self.counters.take(head.kind, head.len, clock::now());
         match check(&head, &self.agreed) {
             Ok(Command::Disconnect) => self.close(Ok(())),
-            Ok(command) => return Next::Work(to, Work::new(command, payload, &export.order)),
+            Ok(command) => return Next::Work(to, take(), Work::new(command, payload, &export.order)),
             Err(refusal) => {
                 tracing::debug!(target: "datapath", ?head, reason = refusal.reason, "request refused");
-                self.replies.push(to, Outcome::Failed(refusal));
+                let taken = take();
+                self.answer(to, taken, Outcome::Failed(refusal));
             }
         }
         Next::Handled
@@ -184,16 +199,30 @@ impl<'a> Transmission<'a> {
         while self.replies.bytes() > 0 {
             let sent = Pin::new(&mut *self.stream).poll_write_vectored(cx, &self.replies.slices());
             match sent {
-                Poll::Pending => break,
-                Poll::Ready(Ok(bytes)) if bytes > 0 => self.replies.sent(bytes),
-                Poll::Ready(other) => {
-                    let source = other.err().unwrap_or_else(|| io::ErrorKind::WriteZero.into());
-                    self.replies.clear();
-                    self.close(Err(io_error("send replies")(source)));
+                Poll::Pending => return progress,
+                Poll::Ready(Ok(bytes)) if bytes > 0 => {
+                    self.replies.sent(bytes);
+                    self.unflushed = true;
                 }
+                Poll::Ready(other) => self.cannot_send(other.err().unwrap_or_else(|| io::ErrorKind::WriteZero.into())),
+            }
+            progress = true;
+        }
+        if self.unflushed {
+            match Pin::new(&mut *self.stream).poll_flush(cx) {
+                Poll::Pending => return progress,
+                Poll::Ready(Ok(())) => self.unflushed = false,
+                Poll::Ready(Err(error)) => self.cannot_send(error),
             }
             progress = true;
         }
         progress
+    }
+
+    /// Nobody reads replies any more.
+    fn cannot_send(&mut self, source: io::Error) {
+        self.replies.clear();
+        self.unflushed = false;
+        self.close(Err(io_error("send replies")(source)));
     }
 }

@@ -74,6 +74,8 @@ pub mod option_reply {
     pub const ERR_UNSUP: u32 = (1 << 31) + 1;
     /// The option makes no sense.
     pub const ERR_INVALID: u32 = (1 << 31) + 3;
+    /// The option is answered under TLS only.
+    pub const ERR_TLS_REQD: u32 = (1 << 31) + 5;
     /// There is no such export.
     pub const ERR_UNKNOWN: u32 = (1 << 31) + 6;
     /// Extended headers were agreed on, which say more.

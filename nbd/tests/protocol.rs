@@ -7,7 +7,7 @@ use ogee_client::{ReadData, ReadPiece};
 use ogee_nbd::wire::{Errno, option};
 use ogee_nbd::{
     Agreement, Command, ContextExtents, Contexts, ExportInfo, Framing, Handshake, HandshakeError, Outcome, Progress, Refusal, Replies, ReplyTo,
-    RequestError, RequestHead, StatusExtent, check,
+    RequestError, RequestHead, StatusExtent, TlsOffer, check,
 };
 use proptest::prelude::*;
 
@@ -40,12 +40,20 @@ fn hex(text: &str) -> BytesMut {
 
 /// Runs the input to its end: the output and how it ended.
 fn talk(exports: &[ExportInfo], mut input: BytesMut) -> (BytesMut, Result<Progress, HandshakeError>, BytesMut) {
-    let mut handshake = Handshake::default();
+    let mut handshake = Handshake::new(TlsOffer::Absent);
+    let (out, end) = go_on(&mut handshake, exports, &mut input);
+    (out, end, input)
+}
+
+/// Feeds a handshake until it ends, wants more or begins TLS.
+fn go_on(
+    handshake: &mut Handshake, exports: &[ExportInfo], input: &mut BytesMut,
+) -> (BytesMut, Result<Progress, HandshakeError>) {
     let mut out = BytesMut::new();
     loop {
-        match handshake.advance(exports, &mut input, &mut out) {
+        match handshake.advance(exports, input, &mut out) {
             Ok(Progress::Replied) => {}
-            end => return (out, end, input),
+            end => return (out, end),
         }
     }
 }
@@ -263,6 +271,124 @@ fn every_end_of_a_handshake() {
     assert_eq!(end(&format!("00000003 {many}")), Err(HandshakeError::TooManyOptions));
 }
 
+/// A server with TLS: each part of the transcript is what a client sends, and exactly what it gets.
+fn tls_transcript(offer: TlsOffer, parts: &[(&str, &str)]) -> Result<Progress, HandshakeError> {
+    let mut handshake = Handshake::new(offer);
+    let mut end = Ok(Progress::NeedBytes(4));
+    for (sent, replies) in parts {
+        let mut input = hex(sent);
+        let (out, now) = go_on(&mut handshake, &exports(), &mut input);
+        assert_eq!(out, hex(replies), "\nsent {sent}\n got {out:02x?}");
+        end = now;
+    }
+    end
+}
+
+const FLAGS: &str = "00000003";
+const REFUSED_WITHOUT_TLS: &str = "80000005 00000015 'this server wants TLS'";
+
+#[test]
+fn what_wants_tls_is_refused_before_it_and_answered_under_it() {
+    let end = tls_transcript(
+        TlsOffer::Demanded,
+        &[
+            (FLAGS, ""),
+            // LIST, PEEK_EXPORT, INFO, GO, STRUCTURED_REPLY, contexts, EXTENDED_HEADERS, one of the future
+            (
+                &format!(
+                    "{OPT} 00000003 00000000
+                     {OPT} 00000004 00000000
+                     {OPT} 00000006 00000009 00000003 'vm1' 0000
+                     {OPT} 00000007 00000009 00000003 'vm1' 0000
+                     {OPT} 00000008 00000000
+                     {OPT} 00000009 0000000b 00000003 'vm1' 00000000
+                     {OPT} 0000000a 0000001e 00000003 'vm1' 00000001 0000000f 'base:allocation'
+                     {OPT} 0000000b 00000000
+                     {OPT} 000000ff 00000003 'abc'"
+                ),
+                &[3, 4, 6, 7, 8, 9, 10, 11, 255].map(|code| format!("{REP} {code:08x} {REFUSED_WITHOUT_TLS}")).concat(),
+            ),
+            // Malformed ones, too: nothing is looked at.
+            (&format!("{OPT} 00000007 00000001 00"), &format!("{REP} 00000007 {REFUSED_WITHOUT_TLS}")),
+            (
+                &format!("{OPT} 00000005 00000001 00"),
+                &format!("{REP} 00000005 80000003 00000019 'this option takes no data'"),
+            ),
+            (&format!("{OPT} 00000005 00000000"), &format!("{REP} 00000005 00000001 00000000")),
+            // Under TLS.
+            (
+                &format!("{OPT} 00000005 00000000"),
+                &format!("{REP} 00000005 80000003 00000015 'TLS has begun already'"),
+            ),
+            (
+                &format!("{OPT} 00000007 00000009 00000003 'vm1' 0000"),
+                &format!(
+                    "{REP} 00000007 00000003 0000000c 0000 0000000004000000 0d6d
+                     {REP} 00000007 00000001 00000000"
+                ),
+            ),
+        ],
+    );
+    let agreed =
+        Agreement { export: 0, framing: Framing::Simple, contexts: Contexts::default(), size_bytes: 64 * MIB, read_only: false };
+    assert_eq!(end, Ok(Progress::Transmission(agreed)));
+}
+
+#[test]
+fn before_tls_a_client_may_leave_and_cannot_name_an_export() {
+    let (abort, name) = (format!("{OPT} 00000002 00000000"), format!("{OPT} 00000001 00000003 'vm1'"));
+    let left = tls_transcript(
+        TlsOffer::Demanded,
+        &[(FLAGS, ""), (&abort, &format!("{REP} 00000002 00000001 00000000"))],
+    );
+    assert_eq!(left, Ok(Progress::Aborted));
+    let named = tls_transcript(TlsOffer::Demanded, &[(FLAGS, ""), (&name, "")]);
+    assert_eq!(named, Err(HandshakeError::ExportNameWithoutTls));
+    let starttls = format!("{OPT} 00000005 00000000");
+    let ack = format!("{REP} 00000005 00000001 00000000");
+    let under_tls = tls_transcript(
+        TlsOffer::Demanded,
+        &[(FLAGS, ""), (&starttls, &ack), (&name, "0000000004000000 0d6d")],
+    );
+    assert!(matches!(under_tls, Ok(Progress::Transmission(_))), "{under_tls:?}");
+}
+
+#[test]
+fn what_was_agreed_on_in_the_clear_is_forgotten_under_tls() {
+    let set = format!("{OPT} 0000000a 0000001e 00000003 'vm1' 00000001 0000000f 'base:allocation'");
+    let go = format!("{OPT} 00000007 00000009 00000003 'vm1' 0000");
+    let parts = |before: &str| {
+        let mut handshake = Handshake::new(TlsOffer::Optional);
+        let mut clear = hex(&format!("{FLAGS} {before} {OPT} 00000005 00000000"));
+        assert_eq!(go_on(&mut handshake, &exports(), &mut clear).1, Ok(Progress::StartTls));
+        let mut under_tls = hex(&format!("{set} {go}"));
+        go_on(&mut handshake, &exports(), &mut under_tls)
+    };
+    for before in [String::new(), format!("{OPT} 00000008 00000000 {set}"), format!("{OPT} 0000000b 00000000 {set}")] {
+        let (out, end) = parts(&before);
+        assert!(out.starts_with(&hex(&format!("{REP} 0000000a 80000003"))), "contexts need structured replies: {out:02x?}");
+        let Ok(Progress::Transmission(agreed)) = end else { panic!("{end:?}") };
+        assert_eq!((agreed.framing, agreed.contexts), (Framing::Simple, Contexts::default()), "{before}");
+    }
+    // Without STARTTLS it goes on in the clear: nobody has to.
+    let end = tls_transcript(
+        TlsOffer::Optional,
+        &[(FLAGS, ""), (&format!("{OPT} 00000001 00000003 'vm1'"), "0000000004000000 0d6d")],
+    );
+    assert!(matches!(end, Ok(Progress::Transmission(_))), "{end:?}");
+}
+
+#[test]
+fn nothing_sent_in_the_clear_is_taken_as_if_it_had_come_under_tls() {
+    for offer in [TlsOffer::Optional, TlsOffer::Demanded] {
+        for behind in ["00".to_owned(), format!("{OPT} 00000007 00000009 00000003 'vm1' 0000")] {
+            let bytes = hex(&behind).len();
+            let injected = tls_transcript(offer, &[(FLAGS, ""), (&format!("{OPT} 00000005 00000000 {behind}"), "")]);
+            assert_eq!(injected, Err(HandshakeError::ClearBehindStartTls { bytes }), "{offer:?}");
+        }
+    }
+}
+
 fn agreed(framing: Framing) -> Agreement {
     let contexts = if framing == Framing::Simple { Contexts::default() } else { Contexts::ALLOCATION };
     Agreement { export: 0, framing, contexts, size_bytes: 64 * MIB, read_only: false }
@@ -428,7 +554,7 @@ fn option_bytes() -> impl Strategy<Value = Vec<u8>> {
         Just(hex("00000003 'vm1' 00000001 0000000f 'base:allocation'").to_vec()),
         Just(vec![]),
     ];
-    let code = prop_oneof![Just(option::LIST), Just(option::INFO), 3_u32..12, any::<u32>()];
+    let code = prop_oneof![Just(option::LIST), Just(option::INFO), Just(option::STARTTLS), 3_u32..12, any::<u32>()];
     let framed = (code, data).prop_map(|(code, data)| {
         let mut out = BytesMut::new();
         out.put_slice(&hex(OPT));
@@ -447,7 +573,7 @@ proptest! {
         let mut all = BytesMut::from(&[0, 0, 0, 3][..]);
         options.iter().for_each(|option| all.put_slice(option));
         let (out, end, rest) = talk(&exports(), all.clone());
-        let mut handshake = Handshake::default();
+        let mut handshake = Handshake::new(TlsOffer::Absent);
         let (mut input, mut cut_out) = (BytesMut::new(), BytesMut::new());
         let mut parts = all.chunks(cut);
         let cut_end = loop {
@@ -465,6 +591,23 @@ proptest! {
         };
         parts.for_each(|part| input.put_slice(part));
         prop_assert_eq!((out, end, rest), (cut_out, cut_end, input));
+    }
+
+    /// Where TLS is demanded nothing is learned in the clear, whatever comes.
+    #[test]
+    fn nothing_is_served_before_tls(options in proptest::collection::vec(option_bytes(), 0..12)) {
+        let mut handshake = Handshake::new(TlsOffer::Demanded);
+        let mut input = BytesMut::from(&[0, 0, 0, 3][..]);
+        for option in options {
+            input.put_slice(&option);
+            let (out, end) = go_on(&mut handshake, &exports(), &mut input);
+            prop_assert!(!matches!(end, Ok(Progress::Transmission(_))));
+            let clear = String::from_utf8_lossy(&out);
+            prop_assert!(!clear.contains("vm1") && !clear.contains("base:"));
+            if !matches!(end, Ok(Progress::NeedBytes(_))) {
+                break;
+            }
+        }
     }
 
     /// No head makes the decoder or the check panic, and what passes lies inside the export.

@@ -2,15 +2,22 @@
 
 #![allow(clippy::unwrap_used, reason = "test code")]
 
+mod certificates;
+
 use bytes::{BufMut, Bytes, BytesMut};
+use certificates::Authority;
 use ogee_client::{BlockDevice, DeviceInfo, IoError, MemoryDevice, Moment, ReadData};
 use ogee_common::id::{LayerId, VolumeSeq};
-use ogee_nbd::{Export, ListenError, ListenOn, NbdConfig, NbdServer, ServeError};
+use ogee_nbd::{
+    CommandFigures, CommandKind, Export, ListenError, ListenOn, NbdConfig, NbdServer, NbdStats, NbdTls, ServeError, Stage,
+    TlsMode,
+};
+use ogee_proto::net::ClientProof;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -71,6 +78,7 @@ impl BlockDevice for Gated {
 struct Running {
     socket: PathBuf,
     _dir: tempfile::TempDir,
+    stats: NbdStats,
     stop: oneshot::Sender<()>,
     server: JoinHandle<Result<(), ServeError>>,
 }
@@ -83,11 +91,12 @@ fn start<D: BlockDevice>(devices: Vec<(&str, D)>, change: impl FnOnce(&mut NbdCo
     config.threads = 2;
     change(&mut config);
     let server = NbdServer::bind(devices.into_iter().map(export).collect(), config).unwrap();
+    let stats = server.stats();
     let (stop, stopped) = oneshot::channel();
     let server = tokio::spawn(server.run(async {
         let _ = stopped.await;
     }));
-    Running { socket, _dir: dir, stop, server }
+    Running { socket, _dir: dir, stats, stop, server }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,8 +106,12 @@ enum Form {
     Extended,
 }
 
+/// What a client speaks over.
+trait Wire: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Wire for T {}
+
 struct Client {
-    stream: UnixStream,
+    stream: Box<dyn Wire>,
     form: Form,
 }
 
@@ -113,11 +126,23 @@ const STATUS: u16 = 7;
 
 impl Client {
     async fn connect(running: &Running, name: &str, form: Form) -> Self {
-        let mut stream = UnixStream::connect(&running.socket).await.unwrap();
+        let client = Self::greeted(running, form).await;
+        client.go(name).await
+    }
+
+    /// After the flags.
+    async fn greeted(running: &Running, form: Form) -> Self {
+        let mut stream = Box::new(UnixStream::connect(&running.socket).await.unwrap());
         let mut greeting = [0; 18];
         stream.read_exact(&mut greeting).await.unwrap();
         stream.write_u32(3).await.unwrap();
-        let mut client = Self { stream, form };
+        Self { stream, form }
+    }
+
+    /// Chooses an export.
+    async fn go(self, name: &str) -> Self {
+        let form = self.form;
+        let mut client = self;
         if form != Form::Simple {
             client.option(if form == Form::Extended { 11 } else { 8 }, &[]).await;
             let mut data = BytesMut::new();
@@ -143,6 +168,7 @@ impl Client {
         out.put_u32(u32::try_from(data.len()).unwrap());
         out.put_slice(data);
         self.stream.write_all(&out).await.unwrap();
+        self.stream.flush().await.unwrap();
         loop {
             let mut head = [0; 20];
             self.stream.read_exact(&mut head).await.unwrap();
@@ -171,6 +197,7 @@ impl Client {
         }
         out.put_slice(payload);
         self.stream.write_all(&out).await.unwrap();
+        self.stream.flush().await.unwrap();
     }
 
     /// One whole reply: cookie, errno, body. `read_len`: bytes that a simple reply to a read carries.
@@ -223,6 +250,10 @@ impl Client {
         let (cookie, errno, body) = self.reply(read_len).await;
         assert_eq!(cookie, 0x77);
         (errno, body)
+    }
+
+    async fn closes_after_the_greeting(mut self) -> bool {
+        self.stream.read_exact(&mut [0; 18]).await.is_ok() && self.closes().await
     }
 
     /// Whether the server closes the connection.
@@ -371,7 +402,7 @@ async fn broken_clients_end_alone() {
     let mut good = Client::connect(&running, "disk", Form::Structured).await;
     // Silent: ended by the handshake's limit.
     let silent = UnixStream::connect(&running.socket).await.unwrap();
-    let mut greeted = Client { stream: silent, form: Form::Simple };
+    let mut greeted = Client { stream: Box::new(silent), form: Form::Simple };
     greeted.stream.read_exact(&mut [0; 18]).await.unwrap();
     assert!(greeted.closes().await);
     // Wrong magic, a payload that is too long, half a message.
@@ -393,7 +424,7 @@ async fn connections_are_bounded() {
     let running = start(vec![("disk", MemoryDevice::new(SIZE))], |c| c.connections_max = 1);
     let mut good = Client::connect(&running, "disk", Form::Simple).await;
     let refused = UnixStream::connect(&running.socket).await.unwrap();
-    assert!(Client { stream: refused, form: Form::Simple }.closes().await);
+    assert!(Client { stream: Box::new(refused), form: Form::Simple }.closes().await);
     good.send(1, DISC, 0, (0, 0), &[]).await;
     assert!(good.closes().await);
     // The place is free as soon as the first has ended.
@@ -454,4 +485,221 @@ async fn tcp_clients_are_served_with_keepalive() {
     assert_eq!(line.split_whitespace().nth(5).and_then(|timer| timer.split(':').next()), Some("02"), "{line}");
     stop.send(()).unwrap();
     server.await.unwrap().unwrap();
+}
+
+impl Client {
+    /// Begins TLS; `Err` if the server does not let the client in, which it sees when it reads.
+    async fn start_tls(mut self, client: &Arc<rustls::ClientConfig>) -> std::io::Result<Self> {
+        self.option(5, &[]).await;
+        let name = rustls::pki_types::ServerName::try_from("localhost").unwrap();
+        let stream = tokio_rustls::TlsConnector::from(client.clone()).connect(name, self.stream).await?;
+        Ok(Self { stream: Box::new(stream), form: self.form })
+    }
+}
+
+/// A server that wants TLS with a certificate.
+fn start_tls_server<D: BlockDevice>(device: D, authority: &Authority, mode: TlsMode) -> Running {
+    let certificates = Arc::new(authority.server(ClientProof::Certificate));
+    start(vec![("disk", device)], |c| c.tls = Some(NbdTls { certificates, mode }))
+}
+
+#[tokio::test]
+async fn under_tls_every_framing_works_and_long_requests_are_whole() {
+    let authority = Authority::new();
+    let tls = authority.client();
+    for form in [Form::Simple, Form::Structured, Form::Extended] {
+        let device = MemoryDevice::new(64 << 20);
+        let running = start_tls_server(device.clone(), &authority, TlsMode::Required);
+        let client = Client::greeted(&running, form).await.start_tls(&tls).await.unwrap();
+        let mut client = client.go("disk").await;
+        let long = 32 << 20;
+        let data: Vec<u8> = (0..long).map(|i: u32| (i % 249) as u8).collect();
+        assert_eq!(client.ask(WRITE, 1, 4096, u64::from(long), &data).await.0, 0);
+        assert_eq!(client.ask(READ, 0, 4096, u64::from(long), &[]).await, (0, data.clone()), "{form:?}");
+        assert_eq!(device.read(4096, long).await.unwrap().to_vec(), data);
+        // Many at once, in both directions.
+        for cookie in 0..100 {
+            client.send(cookie, WRITE, 0, (4096 * cookie, 4096), &[u8::try_from(cookie).unwrap(); 4096]).await;
+        }
+        for _ in 0..100 {
+            assert_eq!(client.reply(0).await.1, 0);
+        }
+        assert_eq!(client.ask(READ, 0, 99 * 4096, 4096, &[]).await.1, vec![99; 4096]);
+        assert_eq!(client.ask(FLUSH, 0, 0, 0, &[]).await.0, 0);
+        client.send(1, DISC, 0, (0, 0), &[]).await;
+        let mut rest = vec![];
+        assert_eq!(client.stream.read_to_end(&mut rest).await.unwrap(), 0, "closed with the alert that says so");
+        running.end().await;
+    }
+}
+
+#[tokio::test]
+async fn who_has_no_certificate_of_the_authority_is_refused_alone() {
+    let authority = Authority::new();
+    let running = start_tls_server(MemoryDevice::new(SIZE), &authority, TlsMode::Required);
+    let good = Client::greeted(&running, Form::Structured).await.start_tls(&authority.client()).await.unwrap();
+    let mut good = good.go("disk").await;
+    for stranger in [authority.client_without_certificate(), Authority::new().client_of(&authority)] {
+        // TLS 1.3: the client is done before the server has looked at its certificate.
+        let refused = match Client::greeted(&running, Form::Simple).await.start_tls(&stranger).await {
+            Ok(mut client) => client.stream.read_u8().await.unwrap_err(),
+            Err(error) => error,
+        };
+        let text = refused.to_string();
+        assert!(text.contains("CertificateRequired") || text.contains("UnknownCA") || text.contains("DecryptError"), "{text}");
+        assert_eq!(good.ask(READ, 0, 0, 512, &[]).await, (0, vec![0; 512]));
+    }
+    // In the clear instead of TLS, and in the clear behind STARTTLS.
+    let mut clear = Client::greeted(&running, Form::Simple).await;
+    clear.option(5, &[]).await;
+    clear.stream.write_all(b"IHAVEOPT\0\0\0\x03\0\0\0\0").await.unwrap();
+    let mut rest = vec![];
+    // Either an alert or a reset; nothing of NBD.
+    let _ = clear.stream.read_to_end(&mut rest).await;
+    assert!(!rest.windows(4).any(|window| window == b"disk"), "{rest:02x?}");
+    let mut injected = Client::greeted(&running, Form::Simple).await;
+    injected.stream.write_all(b"IHAVEOPT\0\0\0\x05\0\0\0\0IHAVEOPT\0\0\0\x03\0\0\0\0").await.unwrap();
+    let mut rest = vec![];
+    // The option behind STARTTLS breaks the protocol or, if it was read later, the TLS handshake; it is never answered.
+    let _ = injected.stream.read_to_end(&mut rest).await;
+    assert!(!rest.windows(4).any(|window| window == b"disk"), "{rest:02x?}");
+    assert_eq!(good.ask(READ, 0, 0, 512, &[]).await, (0, vec![0; 512]));
+    running.end().await;
+}
+
+#[tokio::test]
+async fn tls_is_demanded_where_the_mode_says_so() {
+    let authority = Authority::new();
+    let tls = authority.client();
+    // The socket is a UNIX socket.
+    for (mode, is_demanded) in [(TlsMode::Required, true), (TlsMode::RequiredOnTcp, false), (TlsMode::Allowed, false)] {
+        let running = start_tls_server(MemoryDevice::new(SIZE), &authority, mode);
+        let mut client = Client::greeted(&running, Form::Simple).await;
+        client.stream.write_all(b"IHAVEOPT\0\0\0\x03\0\0\0\0").await.unwrap();
+        let mut head = [0; 16];
+        client.stream.read_exact(&mut head).await.unwrap();
+        let kind = u32::from_be_bytes(head[12..].try_into().unwrap());
+        assert_eq!(kind, if is_demanded { 0x8000_0005 } else { 2 }, "{mode:?}");
+        let client = Client::greeted(&running, Form::Simple).await.start_tls(&tls).await.unwrap();
+        assert_eq!(client.go("disk").await.ask(READ, 0, 0, 512, &[]).await.0, 0);
+        running.end().await;
+    }
+    let certificates = Arc::new(authority.server(ClientProof::Nothing));
+    let anonymous = NbdTls { certificates, mode: TlsMode::Required };
+    let running = start(vec![("disk", MemoryDevice::new(SIZE))], |c| c.tls = Some(anonymous));
+    let stranger = authority.client_without_certificate();
+    let client = Client::greeted(&running, Form::Simple).await.start_tls(&stranger).await.unwrap();
+    assert_eq!(client.go("disk").await.ask(READ, 0, 0, 512, &[]).await.0, 0);
+    running.end().await;
+}
+
+#[tokio::test]
+async fn the_limit_of_a_handshake_holds_for_tls_and_under_it() {
+    let authority = Authority::new();
+    let tls = authority.client();
+    let certificates = Arc::new(authority.server(ClientProof::Certificate));
+    let running = start(vec![("disk", MemoryDevice::new(SIZE))], |c| {
+        c.tls = Some(NbdTls { certificates, mode: TlsMode::Required });
+        c.handshake_timeout = Duration::from_secs(5);
+    });
+    let before_tls = async {
+        let mut silent = Client::greeted(&running, Form::Simple).await;
+        silent.option(5, &[]).await;
+        silent.closes().await
+    };
+    let under_tls = async {
+        let silent = Client::greeted(&running, Form::Simple).await.start_tls(&tls).await;
+        silent.unwrap().closes().await
+    };
+    assert_eq!(tokio::join!(before_tls, under_tls), (true, true));
+    running.end().await;
+}
+
+#[tokio::test]
+async fn a_stop_under_tls_answers_what_was_taken() {
+    let authority = Authority::new();
+    let device = Gated::new(MemoryDevice::new(SIZE));
+    let running = start_tls_server(device.clone(), &authority, TlsMode::Required);
+    let client = Client::greeted(&running, Form::Simple).await.start_tls(&authority.client()).await.unwrap();
+    let mut client = client.go("disk").await;
+    client.send(1, WRITE, 0, (4096, 512), &[5; 512]).await;
+    device.until_waiting(1).await;
+    running.stop.send(()).unwrap();
+    while UnixStream::connect(&running.socket).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+    device.gate.add_permits(1);
+    assert_eq!(client.reply(0).await, (1, 0, vec![]));
+    assert!(client.closes().await);
+    running.server.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn what_is_done_is_counted() {
+    let authority = Authority::new();
+    let device = Gated::new(MemoryDevice::new(SIZE));
+    let running = start_tls_server(device.clone(), &authority, TlsMode::Allowed);
+    let stats = running.stats.clone();
+    let mut client = Client::connect(&running, "disk", Form::Structured).await;
+    for (kind, len, payload) in
+        [(READ, 4096, vec![]), (WRITE, 8192, vec![1; 8192]), (FLUSH, 0, vec![]), (TRIM, 512, vec![]), (ZEROES, 1024, vec![])]
+    {
+        assert_eq!(client.ask(kind, 0, 0, len, &payload).await.0, 0);
+    }
+    assert_eq!(client.ask(CACHE, 0, 0, 2048, &[]).await.0, 0);
+    assert_eq!(client.ask(STATUS, 0, 0, 4096, &[]).await.0, 0);
+    // Refused.
+    assert_eq!(client.ask(READ, 0, SIZE as u64, 512, &[]).await.0, 22);
+    assert_eq!(client.ask(99, 0, 0, 512, &[]).await.0, 22);
+    client.send(1, WRITE, 0, (4096, 512), &[5; 512]).await;
+    device.until_waiting(1).await;
+    assert_eq!(stats.now().in_flight, 1);
+    device.gate.add_permits(1);
+    assert_eq!(client.reply(0).await, (1, 0, vec![]));
+    let now = stats.now();
+    assert_eq!(now.in_flight, 0);
+    for (kind, requests, errors, bytes) in [
+        (CommandKind::Read, 2, 1, 4096),
+        (CommandKind::Write, 2, 0, 8192 + 512),
+        (CommandKind::Flush, 1, 0, 0),
+        (CommandKind::Trim, 1, 0, 512),
+        (CommandKind::WriteZeroes, 1, 0, 1024),
+        (CommandKind::Cache, 1, 0, 2048),
+        (CommandKind::BlockStatus, 1, 0, 4096),
+        (CommandKind::Other, 1, 1, 0),
+    ] {
+        let figures = now.of(kind);
+        assert_eq!(figures, CommandFigures { requests, errors, bytes, microseconds: figures.microseconds }, "{kind:?}");
+    }
+    assert!(now.of(CommandKind::Write).microseconds > 0, "one has waited");
+
+    // Failed, each at another stage; the first is still there.
+    let mut flags = UnixStream::connect(&running.socket).await.unwrap();
+    flags.write_u32(4).await.unwrap();
+    assert!(Client { stream: Box::new(flags), form: Form::Simple }.closes_after_the_greeting().await);
+    let mut clear = Client::greeted(&running, Form::Simple).await;
+    clear.option(5, &[]).await;
+    clear.stream.write_all(&[0x77; 64]).await.unwrap();
+    let _ = clear.stream.read_to_end(&mut vec![]).await;
+    let mut wrong = Client::connect(&running, "disk", Form::Simple).await;
+    wrong.stream.write_all(&[0xee; 64]).await.unwrap();
+    assert!(wrong.closes().await);
+    let tls = Client::greeted(&running, Form::Simple).await.start_tls(&authority.client()).await.unwrap();
+    drop(tls.go("disk").await);
+    while stats.now().connections_open > 1 {
+        tokio::task::yield_now().await;
+    }
+    let now = stats.now();
+    assert_eq!((now.connections, now.connections_open, now.connections_refused, now.tls_connections), (5, 1, 0, 1));
+    for stage in Stage::ALL {
+        assert_eq!(now.failed(stage), 1, "{}", stage.name());
+    }
+    running.end().await;
+
+    let running = start(vec![("disk", MemoryDevice::new(SIZE))], |c| c.connections_max = 1);
+    let _only = Client::connect(&running, "disk", Form::Simple).await;
+    let refused = UnixStream::connect(&running.socket).await.unwrap();
+    assert!(Client { stream: Box::new(refused), form: Form::Simple }.closes().await);
+    assert_eq!(running.stats.now().connections_refused, 1);
+    running.end().await;
 }

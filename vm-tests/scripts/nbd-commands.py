@@ -1,6 +1,7 @@
 """Every NBD command and flag against an export of ogee, with libnbd: nbd-commands.py WRITABLE-URI READ-ONLY-URI SIZE
 
-Run once with structured and once with simple replies. Prints "ok" as its last line.
+Run once with structured and once with simple replies. Prints "ok" as its last line. With nbds:// all of it goes under TLS; where
+the certificates are says `?tls-certificates=DIR` of the URI.
 """
 import errno
 import sys
@@ -9,16 +10,24 @@ import nbd
 
 writable, read_only, size = sys.argv[1], sys.argv[2], int(sys.argv[3])
 MIB = 1 << 20
+tls = writable.startswith("nbds")
+
+
+def new():
+    h = nbd.NBD()
+    h.set_uri_allow_local_file(True)
+    return h
 
 
 def connect(uri, structured):
-    h = nbd.NBD()
+    h = new()
     h.set_request_structured_replies(structured)
     h.add_meta_context("base:allocation")
     # The server is asked what libnbd itself would refuse.
     h.set_strict_mode(0)
     h.connect_uri(uri)
     assert h.get_structured_replies_negotiated() == structured
+    assert h.get_tls_negotiated() == tls
     return h
 
 
@@ -138,7 +147,7 @@ def two_connections(structured):
 
 
 def handshake():
-    h = nbd.NBD()
+    h = new()
     h.set_opt_mode(True)
     h.connect_uri(writable)
     names = []
@@ -153,8 +162,10 @@ def handshake():
     refused(errno.ENOENT, h.opt_info)
     refused(errno.ENOENT, h.opt_go)
     h.opt_abort()
+    if tls:
+        return
     # The client asks for TLS, the server says no, the client may go on without.
-    h = nbd.NBD()
+    h = new()
     h.set_tls(nbd.TLS_ALLOW)
     h.connect_uri(writable)
     assert not h.get_tls_negotiated()

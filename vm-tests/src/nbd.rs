@@ -66,6 +66,21 @@ impl NbdServer {
         Ok(uri.with_context(|| format!("no URI {index} of {export} in {}", self.ready))?.to_owned())
     }
 
+    /// The page of `/metrics` as it is now; the server was started with `--metrics`.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn metrics(&self) -> Result<String> {
+        use std::io::{Read as _, Write as _};
+        let addr = self.ready["metrics"].as_str().context("the server was started without --metrics")?;
+        let mut stream = std::net::TcpStream::connect(addr).with_context(|| format!("connect to {addr}"))?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")?;
+        let mut page = String::new();
+        stream.read_to_string(&mut page)?;
+        ensure!(page.starts_with("HTTP/1.1 200"), "{page}");
+        Ok(page)
+    }
+
     /// What it printed.
     #[must_use]
     pub fn output(&self) -> &Console {
@@ -100,6 +115,14 @@ fn first_line(output: &Console) -> Result<Value> {
 /// # Errors
 /// When it cannot be started (is its package installed? `.ci/install-deps.sh`), takes too long, or fails.
 pub fn client<S: AsRef<OsStr> + std::fmt::Debug>(program: &str, arguments: &[S]) -> Result<String> {
+    client_within(CLIENT_LIMIT, program, arguments)
+}
+
+/// As [`client`], with a limit of its own.
+///
+/// # Errors
+/// The same.
+pub fn client_within<S: AsRef<OsStr> + std::fmt::Debug>(limit: Duration, program: &str, arguments: &[S]) -> Result<String> {
     let mut command = tied(program);
     // Debian's python3 has the module nbd; another one earlier in the path may not.
     let path = std::env::var("PATH").unwrap_or_default();
@@ -110,7 +133,7 @@ pub fn client<S: AsRef<OsStr> + std::fmt::Debug>(program: &str, arguments: &[S])
         .stderr(stderr.reopen()?)
         .spawn()
         .with_context(|| format!("start {program}"))?;
-    let ended = wait_for(&format!("end of {program}"), CLIENT_LIMIT, || Ok(child.try_wait()?));
+    let ended = wait_for(&format!("end of {program}"), limit, || Ok(child.try_wait()?));
     kill_now(&mut child);
     let said = std::fs::read_to_string(stdout.path())?;
     let complained = std::fs::read_to_string(stderr.path())?;

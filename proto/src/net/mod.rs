@@ -5,15 +5,19 @@
 //! host is given to anybody; loopback is plain unless asked for otherwise; both ends come to the same decision, because
 //! both look at the address of their peer alone. Absent: routing, retries, what is said on a connection.
 
+mod certificates;
 mod channel;
+mod serve;
 mod stream;
 mod tls;
 mod wire;
 
+pub use certificates::{CA_FILE, CERTIFICATE_FILE, KEY_FILE, TlsError};
 pub use channel::channel;
+pub use serve::{ClientProof, ServerTls, ServerTlsStream, TlsRefused};
 pub use stream::{Peer, ReadHalf, Stream, WriteHalf};
 pub use wire::{Connecting, Pipe, Port, Wire, use_wire};
-pub use tls::{CA_FILE, CERTIFICATE_FILE, KEY_FILE, TlsConfig, TlsError};
+pub use tls::TlsConfig;
 
 use std::io;
 use std::net::SocketAddr;
@@ -74,7 +78,7 @@ impl Network {
     /// # Errors
     /// [`TlsError`] names the file that is of no use.
     pub fn new(config: Option<&TlsConfig>) -> Result<Self, TlsError> {
-        let tls = config.map(|c| Tls::load(c.clone()).map(Arc::new)).transpose()?;
+        let tls = config.map(|c| Tls::load(c).map(Arc::new)).transpose()?;
         Ok(Self { tls })
     }
 

@@ -3,34 +3,23 @@
 //! One directory holds what a process needs: its certificate chain, its key, and the authorities it believes. Who has a
 //! certificate of the authority is in; one whose extended key usage leaves out server authentication is a client and may
 //! not speak as a daemon ([`Peer`]). Invariants: a connection comes about only when both certificates were verified, the
-//! server's for the very address or name that was connected to; changed files are used for new connections within
-//! [`RELOAD_INTERVAL`], and files that went bad leave the old ones in use. Absent: revocation (replace the authority).
+//! server's for the very address or name that was connected to. Files: `certificates.rs`. Absent: revocation (replace the
+//! authority).
 
+use super::certificates::{Identity, TlsError, Watched};
 use super::{Peer, Plane, Stream};
-use ogee_common::clock::{self, Instant};
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
-use rustls::{ClientConfig, RootCertStore, ServerConfig, version};
+use rustls::{CertificateError, ClientConfig, RootCertStore, ServerConfig, version};
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::sync::Arc;
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
-/// PEM file of the authorities whose certificates are believed.
-pub const CA_FILE: &str = "ca.pem";
-/// PEM file of this process's certificate, and those between it and the authority.
-pub const CERTIFICATE_FILE: &str = "cert.pem";
-/// PEM file of this process's private key.
-pub const KEY_FILE: &str = "key.pem";
-
-/// Files are looked at again when a connection is made and the last look is older.
-const RELOAD_INTERVAL: Duration = Duration::from_secs(10);
 /// ALPN of the data protocol.
 const ALPN_DATA: &[u8] = b"ogee/1";
 /// ALPN of gRPC.
@@ -45,30 +34,6 @@ pub struct TlsConfig {
     /// TLS also on loopback, where it is off by default. All processes of a cluster must agree.
     #[serde(default)]
     pub loopback: bool,
-}
-
-/// Why the files are of no use.
-#[derive(Debug, thiserror::Error)]
-pub enum TlsError {
-    /// A file cannot be read, or holds none of what it should.
-    #[error("read {what} from {path}: {why}")]
-    File {
-        /// What was looked for.
-        what: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// What was wrong.
-        why: String,
-    },
-    /// The files do not go together, e.g. a key of another certificate.
-    #[error("use the certificate in {dir}")]
-    Unusable {
-        /// The directory.
-        dir: PathBuf,
-        /// What was found.
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
 }
 
 /// Who a server's certificate must be for.
@@ -87,63 +52,24 @@ struct Loaded {
     roots: Arc<RootCertStore>,
 }
 
-#[derive(Debug)]
-struct State {
-    loaded: Arc<Loaded>,
-    stamps: Stamps,
-    looked: Instant,
-}
-
-/// Times of change of the three files, `None` for one that cannot be looked at.
-type Stamps = [Option<SystemTime>; 3];
-
 /// Certificates in use.
 #[derive(Debug)]
 pub(super) struct Tls {
-    config: TlsConfig,
-    state: Mutex<State>,
+    loopback: bool,
+    files: Watched<Loaded>,
 }
 
 impl Tls {
-    pub(super) fn load(config: TlsConfig) -> Result<Self, TlsError> {
-        let stamps = stamps(&config.dir);
-        let loaded = Arc::new(Loaded::read(&config.dir)?);
-        Ok(Self { config, state: Mutex::new(State { loaded, stamps, looked: clock::now() }) })
+    pub(super) fn load(config: &TlsConfig) -> Result<Self, TlsError> {
+        Ok(Self { loopback: config.loopback, files: Watched::load(&config.dir, Loaded::read)? })
     }
 
     pub(super) fn covers_loopback(&self) -> bool {
-        self.config.loopback
-    }
-
-    /// What to use for a new connection.
-    fn current(&self) -> Arc<Loaded> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.looked.elapsed() >= RELOAD_INTERVAL {
-            state.looked = clock::now();
-            self.reload(&mut state);
-        }
-        state.loaded.clone()
-    }
-
-    fn reload(&self, state: &mut State) {
-        let now = stamps(&self.config.dir);
-        if now == state.stamps {
-            return;
-        }
-        match Loaded::read(&self.config.dir) {
-            Ok(loaded) => {
-                tracing::info!(dir = %self.config.dir.display(), "certificates were read anew");
-                (state.loaded, state.stamps) = (Arc::new(loaded), now);
-            }
-            Err(error) => {
-                let error = &error as &dyn std::error::Error;
-                tracing::warn!(error, "changed certificates are of no use; the old ones stay in use");
-            }
-        }
+        self.loopback
     }
 
     pub(super) async fn connect(&self, stream: TcpStream, server: Server, plane: Plane) -> io::Result<Stream> {
-        let loaded = self.current();
+        let loaded = self.files.current();
         let config = match plane {
             Plane::Data => &loaded.data,
             Plane::Control => &loaded.control,
@@ -158,7 +84,7 @@ impl Tls {
     }
 
     pub(super) async fn accept(&self, stream: TcpStream) -> io::Result<Stream> {
-        let loaded = self.current();
+        let loaded = self.files.current();
         let stream = TlsAcceptor::from(loaded.server.clone()).accept(stream).await.map_err(explain)?;
         let (_, session) = stream.get_ref();
         let plane = match session.alpn_protocol() {
@@ -171,54 +97,36 @@ impl Tls {
     }
 }
 
-/// The commonest mistake by its name.
-fn explain(error: io::Error) -> io::Error {
-    let inner = error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>());
-    match inner {
-        Some(rustls::Error::InvalidMessage(_)) => {
-            io::Error::new(io::ErrorKind::InvalidData, "the peer does not speak TLS; configure it there as well")
+/// The commonest mistakes by their names.
+pub(super) fn explain(error: io::Error) -> io::Error {
+    let Some(inner) = error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>()) else { return error };
+    let text = match inner {
+        rustls::Error::InvalidMessage(_) => "the peer does not speak TLS; configure it there as well".to_owned(),
+        rustls::Error::NoCertificatesPresented => "TLS: the peer shows no certificate".to_owned(),
+        rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
+            "TLS: the peer's certificate is not of an authority in ca.pem".to_owned()
         }
-        Some(other) => io::Error::new(io::ErrorKind::InvalidData, format!("TLS: {other}")),
-        None => error,
-    }
-}
-
-fn stamps(dir: &Path) -> Stamps {
-    [CA_FILE, CERTIFICATE_FILE, KEY_FILE].map(|file| std::fs::metadata(dir.join(file)).and_then(|m| m.modified()).ok())
-}
-
-fn certificates(dir: &Path, file: &str, what: &'static str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let path = dir.join(file);
-    let fail = |why: String| TlsError::File { what, path: path.clone(), why };
-    let list = CertificateDer::pem_file_iter(&path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    let list = list.map_err(|e| fail(e.to_string()))?;
-    if list.is_empty() { Err(fail("it holds no certificate in PEM".to_owned())) } else { Ok(list) }
+        rustls::Error::AlertReceived(alert) => format!("TLS: the peer refuses: {alert:?}"),
+        other => format!("TLS: {other}"),
+    };
+    io::Error::new(io::ErrorKind::InvalidData, text)
 }
 
 impl Loaded {
     fn read(dir: &Path) -> Result<Self, TlsError> {
-        let unusable = |source: Box<dyn std::error::Error + Send + Sync>| TlsError::Unusable { dir: dir.to_owned(), source };
-        let mut roots = RootCertStore::empty();
-        for authority in certificates(dir, CA_FILE, "the authorities")? {
-            roots.add(authority).map_err(|e| unusable(e.into()))?;
-        }
-        let roots = Arc::new(roots);
-        let chain = certificates(dir, CERTIFICATE_FILE, "the certificate")?;
-        let path = dir.join(KEY_FILE);
-        let key = PrivateKeyDer::from_pem_file(&path);
-        let key = key.map_err(|e| TlsError::File { what: "the private key", path, why: e.to_string() })?;
+        let Identity { roots, chain, key } = Identity::read(dir)?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let verifier = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone()).build();
-        let verifier = verifier.map_err(|e| unusable(e.into()))?;
+        let verifier = verifier.map_err(|e| TlsError::unusable(dir, e))?;
         let server = ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(&[&version::TLS13])
             .and_then(|b| b.with_client_cert_verifier(verifier).with_single_cert(chain.clone(), key.clone_key()));
-        let mut server = server.map_err(|e| unusable(e.into()))?;
+        let mut server = server.map_err(|e| TlsError::unusable(dir, e))?;
         server.alpn_protocols = vec![ALPN_DATA.to_vec(), ALPN_CONTROL.to_vec()];
         let client = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&version::TLS13])
             .and_then(|b| b.with_root_certificates(roots.clone()).with_client_auth_cert(chain, key));
-        let client = client.map_err(|e| unusable(e.into()))?;
+        let client = client.map_err(|e| TlsError::unusable(dir, e))?;
         let speaking = |alpn: &[u8]| {
             let mut client = client.clone();
             client.alpn_protocols = vec![alpn.to_vec()];

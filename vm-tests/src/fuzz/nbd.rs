@@ -1,8 +1,8 @@
 //! The bytes of a hostile client: a handshake, then requests. The first byte chooses the state at the start, so that
-//! requests are reached without a handshake by luck.
+//! requests are reached without a handshake by luck, and whether there is TLS.
 
 use bytes::{Buf, BytesMut};
-use ogee_nbd::{Agreement, Command, Contexts, ExportInfo, Framing, Handshake, Progress, RequestHead, check};
+use ogee_nbd::{Agreement, Command, Contexts, ExportInfo, Framing, Handshake, Progress, RequestHead, TlsOffer, check};
 
 const SIZE: u64 = 64 << 20;
 
@@ -17,18 +17,34 @@ fn exports() -> Vec<ExportInfo> {
     vec![export("vm1", false), export("vm1@s", true)]
 }
 
-/// What a handshake comes to; `None` if it does not end in an agreement.
-fn shake_hands(input: &mut BytesMut) -> Option<Agreement> {
+/// What a handshake comes to; `None` if it does not end in an agreement. With `waits` a client sends no more than what it is waited
+/// for, so that it may begin TLS; what it sends afterwards counts as if it had come that way.
+fn shake_hands(all: &mut BytesMut, offer: TlsOffer, waits: bool) -> Option<Agreement> {
     let exports = exports();
-    let (mut handshake, mut out) = (Handshake::default(), BytesMut::new());
+    let (mut handshake, mut out) = (Handshake::new(offer), BytesMut::new());
+    let mut input = if waits { BytesMut::new() } else { all.split() };
+    let mut is_clear = true;
     loop {
         let before = input.len();
-        match handshake.advance(&exports, input, &mut out) {
+        match handshake.advance(&exports, &mut input, &mut out) {
             Ok(Progress::Replied) => assert!(input.len() < before, "every answer takes something"),
-            Ok(Progress::Transmission(agreed)) => return Some(agreed),
+            Ok(Progress::Transmission(agreed)) => {
+                assert!(!is_clear || offer != TlsOffer::Demanded, "nothing is served in the clear");
+                let rest = all.split();
+                *all = input;
+                all.unsplit(rest);
+                return Some(agreed);
+            }
+            Ok(Progress::StartTls) => {
+                assert!(is_clear && offer != TlsOffer::Absent && input.is_empty());
+                is_clear = false;
+            }
             Ok(Progress::NeedBytes(more)) => {
                 assert!(more > 0);
-                return None;
+                if all.len() < more {
+                    return None;
+                }
+                input.unsplit(all.split_to(more));
             }
             Ok(Progress::Aborted) | Err(_) => return None,
         }
@@ -62,9 +78,10 @@ fn requests(input: &mut BytesMut, agreed: &Agreement) {
 pub(super) fn run(bytes: &[u8]) {
     let Some((choice, rest)) = bytes.split_first() else { return };
     let mut input = BytesMut::from(rest);
+    let offer = [TlsOffer::Absent, TlsOffer::Optional, TlsOffer::Demanded][usize::from((choice >> 3) & 3) % 3];
     let framing = [Framing::Simple, Framing::Structured, Framing::Extended][usize::from(choice % 3)];
     let agreed = if choice & 0x80 == 0 {
-        let Some(agreed) = shake_hands(&mut input) else { return };
+        let Some(agreed) = shake_hands(&mut input, offer, choice & 4 != 0) else { return };
         agreed
     } else {
         let read_only = choice & 0x40 != 0;
