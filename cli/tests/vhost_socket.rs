@@ -70,8 +70,8 @@ fn libvirt_is_told_without_a_cluster() {
 fn hostile_names_are_escaped_or_refused_in_one_line() {
     let hostile = printed(&["a", "--device", "--socket", "/x/'/><evil a=\"&\n--><b"]);
     assert!(hostile.contains("path='/x/&apos;/&gt;&lt;evil a=&quot;&amp;&#10;--&gt;&lt;b'>"), "{hostile}");
-    let named = printed(&["a", "--domain", "--name", "</name>"]);
-    assert!(named.contains("<name>&lt;/name&gt;</name>"), "{named}");
+    let named = printed(&["a", "--domain", "--name", "<x>&'"]);
+    assert!(named.contains("<name>&lt;x&gt;&amp;&apos;</name>"), "{named}");
     assert!(printed(&["a", "--device", "--socket", "s"]).contains("path='/"), "libvirt has another working directory");
 
     for (args, word) in [

@@ -116,7 +116,7 @@ impl Libvirt {
         for variable in ["HOME", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME"] {
             command.env(variable, home);
         }
-        for variable in ["DBUS_SESSION_BUS_ADDRESS", "DISPLAY", "LIBVIRT_DEFAULT_URI"] {
+        for variable in ["DBUS_SESSION_BUS_ADDRESS", "DISPLAY"] {
             command.env_remove(variable);
         }
         command.env("PATH", search_path()).env("LC_ALL", "C").current_dir("/");
@@ -142,7 +142,9 @@ impl Libvirt {
     /// When it fails or takes too long.
     pub fn virsh(&self, arguments: &[&str]) -> Result<String> {
         let mut command = Self::command("virsh", &self.home());
-        command.args(["--quiet", "--connect", "qemu:///session"]).args(arguments);
+        // With the socket named virsh starts no libvirtd of its own when ours is not up yet.
+        let uri = format!("qemu+unix:///session?socket={}", self.home().join("libvirt/libvirt-sock").display());
+        command.args(["--quiet", "--connect", &uri]).args(arguments);
         run(command, &format!("virsh {}", arguments.join(" ")), VIRSH_LIMIT)
     }
 
