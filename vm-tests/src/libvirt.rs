@@ -158,19 +158,27 @@ impl Libvirt {
         path.into_os_string().into_string().ok().context("the folder's name is no UTF-8")
     }
 
-    /// Defines the domain `name` from what `ogee libvirt-xml --domain` printed, which libvirt's schema must allow, starts it, and
-    /// waits for the guest's shell. Its console is changed to a socket, nothing else.
+    /// Defines the domain `name` from what `ogee libvirt-xml --domain` printed, which libvirt's schema must allow. Its console is
+    /// changed to a socket, nothing else.
+    ///
+    /// # Errors
+    /// When libvirt refuses it.
+    pub fn define(&self, name: &str, xml: &str) -> Result<()> {
+        let socket = self.serial(name);
+        ensure!(xml.matches(SERIAL).count() == 1, "no {SERIAL} in the domain: {xml}");
+        let serial = format!("<serial type='unix'><source mode='bind' path='{}'/></serial>", socket.display());
+        let file = self.file(&format!("{name}.xml"), &xml.replace(SERIAL, &serial))?;
+        self.virsh(&["define", "--validate", &file]).map(drop)
+    }
+
+    /// Starts a defined domain and waits for the guest's shell.
     ///
     /// A guest that hangs in its early kernel, as happens under TCG (see [`crate::vm::Vm::boot`]), is reset once, and said so.
     ///
     /// # Errors
     /// When something of it fails.
-    pub fn start_domain(&self, name: &str, xml: &str) -> Result<Shell> {
-        let socket = self.home().join(format!("{name}.serial"));
-        ensure!(xml.matches(SERIAL).count() == 1, "no {SERIAL} in the domain: {xml}");
-        let serial = format!("<serial type='unix'><source mode='bind' path='{}'/></serial>", socket.display());
-        let file = self.file(&format!("{name}.xml"), &xml.replace(SERIAL, &serial))?;
-        self.virsh(&["define", "--validate", &file])?;
+    pub fn start_domain(&self, name: &str) -> Result<Shell> {
+        let socket = self.serial(name);
         self.virsh(&["start", name])?;
         let line = UnixStream::connect(&socket).with_context(|| format!("connect to {}", socket.display()))?;
         let log = places::logs()?.join(format!("{}-{name}.console", self.name));
@@ -220,6 +228,11 @@ impl Libvirt {
         wait_exit(&mut self.child, "libvirtd", STOP_LIMIT)?;
         self.over = true;
         Ok(())
+    }
+
+    /// The socket of a domain's console.
+    fn serial(&self, name: &str) -> PathBuf {
+        self.home().join(format!("{name}.serial"))
     }
 
     fn home(&self) -> PathBuf {
