@@ -13,7 +13,7 @@ UNIT_FILES := $(foreach dir,$(UNIT_FOLDERS),$(notdir $(basename $(wildcard $(dir
 UNIT_TREES := $(foreach dir,$(UNIT_FOLDERS),$(notdir $(patsubst %/main.rs,%,$(wildcard $(dir)*/main.rs))))
 UNIT_TESTS := $(addprefix --test ,$(sort $(UNIT_FILES) $(UNIT_TREES)))
 
-.PHONY: help deps rocksdb moto build dist install demo test lint test-unit test-sim test-process test-vm torture sim stalls fuzz bench bench-quick
+.PHONY: help deps rocksdb moto build dist install install-units demo test lint test-unit test-sim test-process test-vm test-postgres torture sim stalls fuzz bench bench-quick
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -37,6 +37,17 @@ PREFIX ?= /usr/local
 install: dist ## put it into $(PREFIX)/bin
 	install -D -m 755 "$(CARGO_TARGET_DIR)/dist/ogee" "$(DESTDIR)$(PREFIX)/bin/ogee"
 
+# DISTRO says which group QEMU runs in: docs/libvirt.md.
+DISTRO ?= debian
+SYSTEM := $(DESTDIR)/usr/lib
+install-units: ## put the systemd unit of vhost-blk, its user and its folder of sockets in place (DISTRO=debian or fedora)
+	@test -f packaging/sysusers.d/ogee-$(DISTRO).conf || { echo "install-units: DISTRO is debian or fedora" >&2; exit 2; }
+	install -d "$(SYSTEM)/systemd/system"
+	sed 's#/usr/local/bin/#$(PREFIX)/bin/#' packaging/systemd/ogee-vhost-blk@.service >"$(SYSTEM)/systemd/system/ogee-vhost-blk@.service"
+	install -D -m 644 packaging/sysusers.d/ogee-$(DISTRO).conf "$(SYSTEM)/sysusers.d/ogee.conf"
+	install -D -m 644 packaging/tmpfiles.d/ogee.conf "$(SYSTEM)/tmpfiles.d/ogee.conf"
+	$(if $(filter fedora,$(DISTRO)),install -D -m 644 packaging/systemd/ogee-vhost-blk@.service.d/fedora.conf "$(SYSTEM)/systemd/system/ogee-vhost-blk@.service.d/fedora.conf")
+
 demo: rocksdb ## boot a VM from a lazy clone on an embedded cluster, snapshot, damage, roll back, kill a chunkserver
 	cargo build $(CARGO_FLAGS) --bins --examples
 	@scripts/demo.sh
@@ -59,7 +70,10 @@ test-process: build ## real processes killed with kill -9 and stopped (OGEE_CRAS
 
 test-vm: build ## real QEMU guests
 	cargo test $(CARGO_FLAGS) --test harness_selftest --test boot_and_survive --test clone_isolation \
-	  --test rollback --test chunkserver_killed --test clear_errors --test full_disk --test vhost_killed --test resize -- --test-threads 1
+	  --test rollback --test chunkserver_killed --test clear_errors --test full_disk --test vhost_killed --test resize --test libvirt -- --test-threads 1
+
+test-postgres: build ## PostgreSQL on a mounted volume through kill -9 (root; apt-get install postgresql), no part of `make test`
+	$(AS_ROOT) cargo test $(CARGO_FLAGS) --test postgres -- --nocapture
 
 # TORTURE_ARGS is for the torture: `make torture TORTURE_ARGS='--seconds 90 --runs 20 --seed 7'`. It needs root.
 TORTURE_ARGS ?= --minutes 20

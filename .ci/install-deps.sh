@@ -15,6 +15,8 @@ build=(gcc g++ make cmake clang libclang-dev pkg-config protobuf-compiler)
 image=(fdisk dosfstools mtools syslinux syslinux-common e2fsprogs cpio gzip xz-utils binutils)
 # To run guests. setpriv (util-linux) ties the life of a QEMU to the test that started it.
 qemu=(qemu-system-x86 qemu-utils util-linux)
+# libvirtd alone, without its services, firewall and network: 20 MB. The whole (libvirt-daemon-system) pulls in systemd.
+libvirt=(libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients)
 # A server for the tests of backups: scripts/moto.sh.
 s3=(python3-venv)
 # Clients of the NBD server; file systems on them, with ACLs and extended attributes.
@@ -34,9 +36,9 @@ missing_of() { # prints those of the named packages that are not installed
 }
 
 command -v dpkg-query >/dev/null && command -v apt-get >/dev/null ||
-    die "this is not a Debian system (no apt-get); install these by hand: ${build[*]} ${image[*]} ${qemu[*]} ${nbd[*]} ${s3[*]} ${torture[*]}"
+    die "this is not a Debian system (no apt-get); install these by hand: ${build[*]} ${image[*]} ${qemu[*]} ${libvirt[*]} ${nbd[*]} ${s3[*]} ${torture[*]}"
 
-mapfile -t missing < <(missing_of "${build[@]}" "${image[@]}" "${qemu[@]}" "${nbd[@]}" "${s3[@]}" "${torture[@]}")
+mapfile -t missing < <(missing_of "${build[@]}" "${image[@]}" "${qemu[@]}" "${libvirt[@]}" "${nbd[@]}" "${s3[@]}" "${torture[@]}")
 [ ${#missing[@]} -gt 0 ] || exit 0
 if [ "${1:-}" = --check ]; then
     echo "missing packages: ${missing[*]}"

@@ -10,6 +10,7 @@ use crate::dev::DevCommand;
 use crate::error::{CliError, ErrorKind};
 use crate::export::ExportArgs;
 use crate::image::ImageCommand;
+use crate::libvirt::{self, LibvirtXmlArgs};
 use crate::nbd::NbdCommand;
 use crate::scrub::ScrubCommand;
 use crate::verify::VerifyCommand;
@@ -107,6 +108,9 @@ pub(crate) enum Command {
         ogee vhost-blk golden@v1 --socket /run/ogee/v1.sock --read-only\n\n\
         It prints `ready` and what QEMU and libvirt need. SIGTERM and SIGINT end it: requests in flight are answered first.")]
     VhostBlk(VhostBlkArgs),
+    /// Print what libvirt has to be told to use a volume: a disk element, or a whole domain
+    #[command(after_help = libvirt::EXAMPLES)]
+    LibvirtXml(LibvirtXmlArgs),
     /// Serve volumes and snapshots over NBD, for bare hosts, backup tools and anything else that speaks it
     #[command(subcommand)]
     Nbd(NbdCommand),

@@ -10,7 +10,8 @@
 //! | `export/`, `checksum.rs`, `copy_out.rs` | `export`, `checksum`; reading a whole volume in order |
 //! | `backup/`, `half_made.rs` | `backup`, `restore`; volumes that are being filled |
 //! | `vhost.rs`, `null_device.rs` | `vhost-blk`; the device of `--null` |
-//! | `nbd.rs`, `nbd_tls.rs`, `nbd_metrics.rs` | `nbd` |
+//! | `libvirt.rs` | `libvirt-xml` |
+//! | `nbd.rs`, `nbd_tls.rs`, `nbd_metrics.rs`, `socket_access.rs` | `nbd`; mode and group of sockets |
 //! | `volume_metrics.rs` | `/metrics` of `vhost-blk` |
 //! | `tls.rs` | `tls`: certificates |
 //! | `bench/` | `bench` |
@@ -37,6 +38,7 @@ mod error;
 mod export;
 mod half_made;
 mod image;
+mod libvirt;
 mod logging;
 mod names;
 mod nbd;
@@ -50,6 +52,7 @@ mod scrub;
 mod sdk_error;
 mod signals;
 mod snapshot;
+mod socket_access;
 mod sparse;
 mod tls;
 mod verify;
@@ -96,6 +99,7 @@ fn parse_and_act(arguments: Vec<OsString>) -> Result<(), CliError> {
 fn act(cli: Cli) -> Result<(), CliError> {
     let context = Context { out: Output::new(cli.global.json), global: cli.global };
     match cli.command {
+        Command::LibvirtXml(args) => libvirt::run(&context, &args),
         Command::Tls(command) => tls::run(&context, command),
         Command::Mds(args) => daemon::mds::run(&args),
         Command::Chunkserver(args) => daemon::chunkserver::run(&args),
@@ -128,7 +132,7 @@ async fn act_as_client(context: Context, command: Command) -> Result<(), CliErro
         Command::VhostBlk(args) => vhost::run(c, args).await,
         Command::Nbd(command) => nbd::run(c, command).await,
         Command::Bench(args) => Box::pin(bench::run(c, *args)).await,
-        Command::Mds(_) | Command::Chunkserver(_) | Command::Tls(_) => {
+        Command::Mds(_) | Command::Chunkserver(_) | Command::Tls(_) | Command::LibvirtXml(_) => {
             Err(CliError::new(ErrorKind::Failure, "this command talks to no cluster"))
         }
     }

@@ -11,6 +11,7 @@ use crate::nbd_metrics;
 use crate::nbd_tls::{NbdTlsArgs, Schemes};
 use crate::open::{close_volume, open_volume};
 use crate::signals::StopSignals;
+use crate::socket_access::socket_mode;
 use clap::{Args, Subcommand};
 use crate::sdk_error::call_failed;
 use ogee_client::{BlockDevice, Cluster, Moment, OpenMode, Volume};
@@ -98,14 +99,6 @@ impl ServeArgs {
         } else {
             OpenMode::ReadWrite { steal: self.steal }
         }
-    }
-}
-
-/// Nine permission bits in octal.
-fn socket_mode(text: &str) -> Result<u32, String> {
-    match u32::from_str_radix(text, 8) {
-        Ok(mode) if mode <= 0o777 => Ok(mode),
-        _ => Err("write permissions in octal, for example 660".to_owned()),
     }
 }
 
@@ -328,13 +321,5 @@ mod tests {
             uris("team/db@v1", clear, Some(Path::new("/run/o&gee/s")), &listen),
             ["nbd+unix:///team/db@v1?socket=/run/o%26gee/s", "nbd://127.0.0.1:10809/team/db@v1", "nbd://[::1]:1/team/db@v1"]
         );
-    }
-
-    #[test]
-    fn modes_are_octal() {
-        assert_eq!(socket_mode("660"), Ok(0o660));
-        for bad in ["8", "rw", "1777", ""] {
-            assert!(socket_mode(bad).is_err(), "{bad}");
-        }
     }
 }

@@ -11,6 +11,7 @@ use crate::null_device::NullDevice;
 use crate::open::{close_volume, open_volume};
 use crate::output::Output;
 use crate::signals::StopSignals;
+use crate::socket_access::{socket_group, socket_mode};
 use crate::volume_metrics;
 use clap::Args;
 use ogee_client::{BlockDevice, DeviceInfo, OpenMode};
@@ -19,8 +20,8 @@ use ogee_common::name::VolumeRef;
 use ogee_common::size::{ByteLen, parse_bytes};
 use ogee_metrics::MetricsServer;
 use ogee_vhost_blk::{
-    QUEUE_SIZE_DEFAULT, QemuOptions, QemuReconnect, ServeError, StopHandle, VhostBlkConfig, VhostBlkServer,
-    libvirt_disk_xml, qemu_args,
+    LIBVIRT_MEMORY_BACKING, LibvirtDisk, QUEUE_SIZE_DEFAULT, QemuOptions, QemuReconnect, ServeError, StopHandle,
+    VhostBlkConfig, VhostBlkServer, qemu_args,
 };
 use serde::Serialize;
 use std::net::SocketAddr;
@@ -44,6 +45,12 @@ pub(crate) struct VhostBlkArgs {
     /// The UNIX socket to serve; at most 107 bytes
     #[arg(long, value_name = "PATH")]
     socket: PathBuf,
+    /// Permissions of the socket, octal; by default as the umask has it
+    #[arg(long, value_name = "MODE", value_parser = socket_mode)]
+    socket_mode: Option<u32>,
+    /// Group of the socket, a local name or a number: the one that QEMU runs in
+    #[arg(long, value_name = "GROUP", value_parser = socket_group)]
+    socket_group: Option<u32>,
     /// Queues offered, best as many as the guest has CPUs
     #[arg(long, default_value_t = ogee_vhost_blk::NUM_QUEUES_DEFAULT)]
     queues: u16,
@@ -85,7 +92,8 @@ struct Ready<'a> {
     size_bytes: u64,
     read_only: bool,
     qemu_args: Vec<String>,
-    libvirt_xml: String,
+    /// None if XML cannot hold the socket's path.
+    libvirt_xml: Option<String>,
     /// Where `/metrics` is.
     #[serde(skip_serializing_if = "Option::is_none")]
     metrics: Option<SocketAddr>,
@@ -93,14 +101,16 @@ struct Ready<'a> {
 
 impl Ready<'_> {
     fn text(&self) -> String {
-        let (args, xml) = (shell_words(&self.qemu_args), self.libvirt_xml.trim_end());
+        let args = shell_words(&self.qemu_args);
         let metrics = self.metrics.map_or(String::new(), |addr| format!("\n\nmetrics: http://{addr}/metrics"));
         let (volume, size, socket) = (&self.volume, ByteLen(self.size_bytes), self.socket.display());
+        let memory: String = LIBVIRT_MEMORY_BACKING.lines().map(str::trim).collect();
+        let xml = self.libvirt_xml.as_ref().map_or(String::new(), |xml| {
+            format!("\n\nlibvirt (the domain also needs {memory}; see ogee libvirt-xml):\n{}", xml.trim_end())
+        });
         format!(
             "ready: {volume} ({size}) on {socket}\n\nQEMU (memory size as with -m {EXAMPLE_MEMORY_MIB}; \
-             QEMU before 9.2: reconnect=1 in place of reconnect-ms=200):\n  {args}\n\n\
-             libvirt (the domain also needs <memoryBacking><source type='memfd'/><access mode='shared'/>\
-             </memoryBacking>):\n{xml}{metrics}"
+             QEMU before 9.2: reconnect=1 in place of reconnect-ms=200):\n  {args}{xml}{metrics}"
         )
     }
 }
@@ -156,7 +166,12 @@ async fn serve_open<D: BlockDevice>(
     out: Output, args: &VhostBlkArgs, device: &D, metrics: Option<SocketAddr>, signals: &mut StopSignals,
 ) -> Result<(), CliError> {
     let stop = StopHandle::new().map_err(serve_failed)?;
-    let config = VhostBlkConfig { num_queues: args.queues, ..VhostBlkConfig::new(&args.socket) };
+    let config = VhostBlkConfig {
+        num_queues: args.queues,
+        socket_mode: args.socket_mode,
+        socket_group: args.socket_group,
+        ..VhostBlkConfig::new(&args.socket)
+    };
     let server = VhostBlkServer::bind(device.clone(), config, stop.clone()).map_err(serve_failed)?;
     say_ready(out, args, &device.info(), metrics)?;
     // From here on a person reads the log; before, an error is one line.
@@ -204,7 +219,7 @@ fn say_ready(
         size_bytes: info.size_bytes,
         read_only: info.read_only,
         qemu_args: qemu_args(&socket, &options),
-        libvirt_xml: libvirt_disk_xml(&socket, args.queues),
+        libvirt_xml: LibvirtDisk::new(&socket, args.queues).ok().map(|disk| disk.xml()),
         metrics,
     };
     out.result(&ready, Ready::text)

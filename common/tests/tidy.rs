@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 /// Production lines of a file; more than this no one holds in the head.
 const FILE_LINES_MAX: usize = 800;
 /// Folders whose paths documents name.
-const FOLDERS: [&str; 12] =
-    ["common", "proto", "client-sdk", "vhost-blk", "nbd", "snapclone", "server", "cli", "vm-tests", "docs", "scripts", ".ci"];
+const FOLDERS: [&str; 13] = [
+    "common", "proto", "client-sdk", "vhost-blk", "nbd", "snapclone", "server", "cli", "vm-tests", "docs", "scripts", "packaging", ".ci",
+];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in the workspace").to_owned()

@@ -5,7 +5,7 @@
 
 use ogee_client::MemoryDevice;
 use ogee_vhost_blk::{
-    QemuOptions, QemuReconnect, RequestKind, StopHandle, VhostBlkConfig, VhostBlkServer, libvirt_disk_xml, qemu_args,
+    LibvirtDisk, QemuOptions, QemuReconnect, RequestKind, StopHandle, VhostBlkConfig, VhostBlkServer, qemu_args,
 };
 use std::path::Path;
 
@@ -27,7 +27,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         reconnect: QemuReconnect::Milliseconds,
     };
     println!("{}", qemu_args(Path::new(socket), &options).join(" "));
-    print!("{}", libvirt_disk_xml(Path::new(socket), config.num_queues));
+    print!("{}", LibvirtDisk::new(Path::new(socket), config.num_queues)?.xml());
     let stop = StopHandle::new()?;
     let server = VhostBlkServer::bind(MemoryDevice::with_data(data, false), config, stop.clone())?;
     let stats = server.stats();

@@ -1,8 +1,7 @@
-//! What to tell a hypervisor so that it uses a socket of ours: QEMU arguments and a libvirt disk element.
+//! What to tell QEMU so that it uses a socket of ours; `libvirt.rs` is the same for libvirt.
 //!
-//! Called by the CLI. Pure functions; nothing is run or read. Both need guest memory that is shared with the daemon, and
-//! both reconnect by themselves when the daemon restarts. libvirt refuses cache, serial, readonly and most other
-//! settings on a vhostuser disk: they come from the daemon.
+//! Called by the CLI. Pure functions; nothing is run or read. The guest needs memory that is shared with the daemon, and
+//! reconnects by itself when the daemon restarts.
 
 use std::path::Path;
 
@@ -54,43 +53,12 @@ pub fn qemu_args(socket: &Path, options: &QemuOptions) -> Vec<String> {
     .into()
 }
 
-/// The `<disk>` element of a libvirt domain. The domain also needs
-/// `<memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>`.
-#[must_use]
-pub fn libvirt_disk_xml(socket: &Path, queues: u16) -> String {
-    let socket = xml_escape(&socket.display().to_string());
-    format!(
-        "<disk type='vhostuser' device='disk' snapshot='no'>\n  \
-           <driver name='qemu' type='raw' queues='{queues}'/>\n  \
-           <source type='unix' path='{socket}'>\n    \
-             <reconnect enabled='yes' timeout='1'/>\n  \
-           </source>\n  \
-           <target dev='vda' bus='virtio'/>\n\
-         </disk>\n"
-    )
-}
-
-fn xml_escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '\'' => out.push_str("&apos;"),
-            '"' => out.push_str("&quot;"),
-            c => out.push(c),
-        }
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn commas_and_quotes_in_paths_are_escaped() {
+    fn commas_in_paths_are_escaped() {
         let options =
             QemuOptions { memory_mib: 512, num_queues: 2, queue_size: 128, reconnect: QemuReconnect::Milliseconds };
         let args = qemu_args(Path::new("/tmp/a,b"), &options);
@@ -99,8 +67,5 @@ mod tests {
         assert!(args[7].contains("num-queues=2,queue-size=128"));
         let old = qemu_args(Path::new("/s"), &QemuOptions { reconnect: QemuReconnect::Seconds, ..options });
         assert_eq!(old[5], "socket,id=ogee-disk0,path=/s,reconnect=1");
-        let xml = libvirt_disk_xml(Path::new("/tmp/a'b&c"), 4);
-        assert!(xml.contains("path='/tmp/a&apos;b&amp;c'"), "{xml}");
-        assert!(xml.contains("queues='4'"));
     }
 }

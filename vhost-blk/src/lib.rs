@@ -15,7 +15,8 @@
 //! | `guest_buffer.rs` | the copies from and to guest memory |
 //! | `execute.rs` | one request against the device |
 //! | `config_space.rs` | features and configuration space |
-//! | `stats.rs`, `hypervisor.rs` | counters, QEMU and libvirt settings |
+//! | `stats.rs` | counters |
+//! | `hypervisor.rs`, `libvirt.rs` | what QEMU and libvirt have to be told |
 //!
 //! Invariants across them: a guest's bytes never make the daemon panic, wait forever or allocate without bound; a failed
 //! IO is a status for one request and never ends a queue; a request is answered after the device completed it, never
@@ -30,6 +31,7 @@ mod guest_buffer;
 mod handler;
 mod hypervisor;
 mod inflight;
+mod libvirt;
 mod queue_loop;
 mod queue_phase;
 mod queue_thread;
@@ -39,7 +41,8 @@ mod server;
 mod stats;
 
 pub use guest_buffer::{ReplyArea, Segment, Segments};
-pub use hypervisor::{QemuOptions, QemuReconnect, libvirt_disk_xml, qemu_args};
+pub use hypervisor::{QemuOptions, QemuReconnect, qemu_args};
+pub use libvirt::{LIBVIRT_MEMORY_BACKING, LibvirtDisk, LibvirtDomain, LibvirtError, VirtType};
 pub use request::{ByteRange, ID_BYTES, Operation, Parsed, Refusal, Request, Status, parse};
 pub use server::{
     NUM_QUEUES_DEFAULT, QUEUE_SIZE_DEFAULT, ServeError, StopHandle, VhostBlkConfig, VhostBlkServer, serve,

@@ -12,11 +12,13 @@ use crate::stats::VhostBlkStats;
 use ogee_client::BlockDevice;
 use ogee_common::limits::{VHOST_QUEUE_SIZE_MAX, VHOST_QUEUES_MAX, VHOST_STOP_DRAIN};
 use ogee_proto::unix_socket::{BoundSocket, SocketError};
+use std::fs::{self, Permissions};
 use std::io::{self, ErrorKind};
 use std::net::Shutdown;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::{PermissionsExt, lchown};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -41,6 +43,8 @@ pub struct VhostBlkConfig {
     pub queue_size: u16,
     /// Permission bits of the socket; `None`: as the umask has it.
     pub socket_mode: Option<u32>,
+    /// Id of the socket's group, one that this process is in unless it is root; `None`: its own.
+    pub socket_group: Option<u32>,
     /// At a stop, requests in flight are waited for this long.
     pub drain_timeout: Duration,
 }
@@ -54,6 +58,7 @@ impl VhostBlkConfig {
             num_queues: NUM_QUEUES_DEFAULT,
             queue_size: QUEUE_SIZE_DEFAULT,
             socket_mode: None,
+            socket_group: None,
             drain_timeout: VHOST_STOP_DRAIN,
         }
     }
@@ -100,6 +105,11 @@ pub enum ServeError {
 
 fn io_error(verb: &'static str) -> impl FnOnce(io::Error) -> ServeError {
     move |source| ServeError::Io { verb, source }
+}
+
+fn socket_error(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ServeError {
+    let path = path.to_owned();
+    move |source| SocketError::Io { verb, path, source }.into()
 }
 
 /// Ends a server from another thread. Clones stop the same server.
@@ -177,7 +187,16 @@ impl<D: BlockDevice> VhostBlkServer<D> {
     /// A configuration out of range, or the socket ([`SocketError`]).
     pub fn bind(device: D, config: VhostBlkConfig, stop: StopHandle) -> Result<Self, ServeError> {
         config.validate()?;
-        let (socket, listener) = BoundSocket::bind(&config.socket, config.socket_mode)?;
+        // The group first: a wider mode must not hold for another one, not even for a moment.
+        let (socket, listener) = BoundSocket::bind(&config.socket, None)?;
+        if config.socket_group.is_some() {
+            let given = lchown(&config.socket, None, config.socket_group);
+            given.map_err(socket_error("set the group of", &config.socket))?;
+        }
+        if let Some(mode) = config.socket_mode {
+            let set = fs::set_permissions(&config.socket, Permissions::from_mode(mode));
+            set.map_err(socket_error("set the mode of", &config.socket))?;
+        }
         Ok(Self { device, config, listener, stats: Arc::new(VhostBlkStats::default()), stop, _socket: socket })
     }
 

@@ -12,7 +12,9 @@
 //! | [`history`] | record of every request, and a checker of the promises |
 //! | [`load`] | verified load through the SDK |
 //! | [`cluster`] | a running Ogee cluster from the real binary: commands, kill, stop, restart |
+//! | [`libvirt`] | a libvirtd of the test's own, and a guest that it runs |
 //! | [`nbd`] | a running `ogee nbd serve`, and NBD clients |
+//! | [`shell`] | the guest's shell over its serial line |
 //! | [`torture`] | real processes under faults, with the history checked |
 //! | [`vhost`] | a process that serves a disk on a vhost-user socket |
 //!
@@ -30,6 +32,7 @@ pub mod gate;
 pub mod hammer;
 pub mod history;
 pub mod image;
+pub mod libvirt;
 pub mod load;
 pub mod nbd;
 pub mod places;
@@ -37,6 +40,7 @@ pub mod process;
 pub mod qemu;
 pub mod qmp;
 pub mod reaper;
+pub mod shell;
 pub mod torture;
 pub mod vhost;
 pub mod vm;

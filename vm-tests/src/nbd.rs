@@ -6,13 +6,12 @@
 use crate::cluster::Cluster;
 use crate::console::Console;
 use crate::deadline::wait_for;
-use crate::process::{kill_now, tied};
+use crate::process::{run, tied};
 use crate::vhost::{Readiness, VhostBackend};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use serde_json::Value;
 use std::ffi::OsStr;
 use std::path::PathBuf;
-use std::process::Stdio;
 use std::time::Duration;
 
 /// From "ready" to the whole line.
@@ -93,6 +92,11 @@ impl NbdServer {
         self.process.pid()
     }
 
+    /// Kills it with SIGKILL.
+    pub fn kill(self) {
+        self.process.kill();
+    }
+
     /// Asks it to end (SIGTERM) and waits.
     ///
     /// # Errors
@@ -126,20 +130,8 @@ pub fn client_within<S: AsRef<OsStr> + std::fmt::Debug>(limit: Duration, program
     let mut command = tied(program);
     // Debian's python3 has the module nbd; another one earlier in the path may not.
     let path = std::env::var("PATH").unwrap_or_default();
-    command.args(arguments).env("PATH", format!("/usr/bin:/usr/sbin:{path}")).stdin(Stdio::null());
-    let (stdout, stderr) = (tempfile::NamedTempFile::new()?, tempfile::NamedTempFile::new()?);
-    let mut child = command
-        .stdout(stdout.reopen()?)
-        .stderr(stderr.reopen()?)
-        .spawn()
-        .with_context(|| format!("start {program}"))?;
-    let ended = wait_for(&format!("end of {program}"), limit, || Ok(child.try_wait()?));
-    kill_now(&mut child);
-    let said = std::fs::read_to_string(stdout.path())?;
-    let complained = std::fs::read_to_string(stderr.path())?;
-    let status = ended.with_context(|| format!("{arguments:?}: {said}{complained}"))?;
-    ensure!(status.success(), "{program} {arguments:?} ended with {status}: {said}{complained}");
-    Ok(said)
+    command.args(arguments).env("PATH", format!("/usr/bin:/usr/sbin:{path}"));
+    run(command, &format!("{program} {arguments:?}"), limit)
 }
 
 /// A script of this crate.

@@ -4,11 +4,11 @@
 //! must not be handed to a thread that lives longer than the one that started it (libtest runs every test on its own thread).
 
 use crate::deadline::wait_for;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use std::ffi::OsStr;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 /// A command for `program` whose process dies with the calling thread, in a process group of its own (Ctrl-C at a terminal goes
@@ -26,6 +26,27 @@ pub fn tied(program: impl AsRef<OsStr>) -> Command {
 /// When it has not within `limit`.
 pub fn wait_exit(child: &mut Child, what: &str, limit: Duration) -> Result<ExitStatus> {
     wait_for(&format!("end of {what}"), limit, || child.try_wait().with_context(|| format!("wait for {what}")))
+}
+
+/// Runs `command` (see [`tied`]) to its end and gives what it printed on standard output. `what` is for errors.
+///
+/// # Errors
+/// When it cannot be started, takes longer than `limit` (then it is killed) or fails; with all that it said.
+pub fn run(mut command: Command, what: &str, limit: Duration) -> Result<String> {
+    let (stdout, stderr) = (tempfile::NamedTempFile::new()?, tempfile::NamedTempFile::new()?);
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(stdout.reopen()?)
+        .stderr(stderr.reopen()?)
+        .spawn()
+        .with_context(|| format!("start {what}"))?;
+    let ended = wait_exit(&mut child, what, limit);
+    kill_now(&mut child);
+    let said = std::fs::read_to_string(stdout.path())?;
+    let complained = std::fs::read_to_string(stderr.path())?;
+    let status = ended.with_context(|| format!("it said: {said}{complained}"))?;
+    ensure!(status.success(), "{what} ended with {status}: {said}{complained}");
+    Ok(said)
 }
 
 /// Kills `child` with SIGKILL and takes its exit status, so that no zombie stays. An ended child is fine.

@@ -14,11 +14,12 @@ use std::time::Duration;
 /// File in the folder that names the registered processes, one a line.
 const PIDS: &str = ".reaper-pids";
 
-/// `$1` = folder, `$2` = program, empty when there is none. Acts once its input has ended.
+/// `$1` = folder, `$2` = program, empty when there is none. Acts once its input has ended. Processes that others started and noted
+/// in a file `*.pid` in the folder, as libvirt does, count as registered.
 const SCRIPT: &str = r#"
 trap '' HUP INT TERM
 while read -r line; do :; done
-[ -z "$2" ] || for pid in $(cat "$1/.reaper-pids" 2>/dev/null); do
+[ -z "$2" ] || for pid in $(cat "$1/.reaper-pids" $(find "$1" -name '*.pid') 2>/dev/null); do
     case $(readlink "/proc/$pid/exe" 2>/dev/null) in
         "$2" | "$2 (deleted)") kill -KILL "$pid" 2>/dev/null ;;
     esac
@@ -107,9 +108,12 @@ mod tests {
         let mut ours = Command::new(&sleep).arg("600").spawn().unwrap();
         let mut foreign = Command::new("tail").args(["-f", "/dev/null"]).spawn().unwrap();
         let reaper = Reaper::of_daemons(&folder, &sleep).unwrap();
+        let mut noted = Command::new(&sleep).arg("600").spawn().unwrap();
+        std::fs::write(folder.join("noted.pid"), noted.id().to_string()).unwrap();
         reaper.register([ours.id(), foreign.id()]).unwrap();
         drop(reaper);
         wait_exit(&mut ours, "the registered process", Duration::from_secs(10)).unwrap();
+        wait_exit(&mut noted, "the process of the file", Duration::from_secs(10)).unwrap();
         assert!(is_alive(foreign.id()));
         assert!(!folder.exists());
         kill_now(&mut foreign);

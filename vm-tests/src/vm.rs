@@ -1,53 +1,37 @@
 //! A guest: its QEMU, its serial line, its monitor.
 //!
-//! Commands go over the serial line to the shell that the guest's init gives. Each is framed by a pair of tags that the echo of the
-//! typed line does not contain, so that output, exit code and end of a command are certain whatever the terminal does.
+//! Commands go over the serial line to the shell that the guest's init gives (`shell.rs`).
 //!
 //! Life: `start` -> (`wait_ready` -> `run`* -> `reboot`)* -> `power_off` | `quit`. Dropping a guest at any point kills its QEMU; when it had
 //! not been ended in an orderly way, the end of its console is printed, because then a test is failing.
 
 use crate::console::Console;
-use crate::deadline::wait_for;
-use crate::image::READY_MARKER;
 use crate::process::{kill_now, tied, wait_exit};
 use crate::qemu::{Accelerator, Qemu, QemuDisk};
 use crate::qmp::Qmp;
 use crate::reaper::Reaper;
+use crate::shell::Shell;
 use crate::places;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 use std::fs::File;
-use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Stdio};
+use std::process::{Child, Stdio};
 use std::time::Duration;
+
+pub use crate::shell::{COMMAND_LIMIT, Finished};
 
 /// From power-on to the shell. 3 to 4 s under TCG on a quiet machine; many times that on a loaded one.
 pub const BOOT_LIMIT: Duration = Duration::from_secs(90);
-/// For a command that does not say otherwise.
-pub const COMMAND_LIMIT: Duration = Duration::from_secs(60);
-/// Longest command line: the guest's line editor takes 1023 bytes, and the tags need some.
-const COMMAND_BYTES_MAX: usize = 900;
-
-/// What a command in the guest left.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finished {
-    /// Its exit code.
-    pub code: i32,
-    /// What it printed, both streams, lines ended by `\n`.
-    pub output: String,
-}
 
 /// A running guest.
 #[derive(Debug)]
 pub struct Vm {
     name: String,
     child: Child,
-    keyboard: ChildStdin,
-    console: Console,
+    shell: Shell,
     log: PathBuf,
     scratch: Reaper,
-    commands: u64,
     over: bool,
 }
 
@@ -91,7 +75,7 @@ impl Vm {
         let keyboard = child.stdin.take().context("QEMU's input is a pipe")?;
         let screen = child.stdout.take().context("QEMU's output is a pipe")?;
         let console = Console::collect(&format!("console of {name}"), screen, &log)?;
-        Ok(Self { name: name.to_owned(), child, keyboard, console, log, scratch, commands: 0, over: false })
+        Ok(Self { name: name.to_owned(), child, shell: Shell::new(name, keyboard, console), log, scratch, over: false })
     }
 
     /// Waits for the guest's shell, after a start or a reboot, and gives the guest's own uptime then.
@@ -103,12 +87,7 @@ impl Vm {
     }
 
     fn wait_ready_within(&mut self, limit: Duration) -> Result<Duration> {
-        self.expect(READY_MARKER, limit)?;
-        let uptime = self.expect("\r\n", limit)?;
-        // The prompt: from now on a typed line is not lost.
-        self.expect("/ # ", limit)?;
-        let seconds: f64 = uptime.parse().with_context(|| format!("{} says its uptime is {uptime:?}", self.name))?;
-        Ok(Duration::from_secs_f64(seconds))
+        self.said(|shell| shell.wait_ready(limit))
     }
 
     /// Waits until the console says `text`, takes it, and gives what came before it.
@@ -116,11 +95,7 @@ impl Vm {
     /// # Errors
     /// When QEMU ends or `limit` passes first; the error has the end of the console and what QEMU said.
     pub fn expect(&mut self, text: &str, limit: Duration) -> Result<String> {
-        let name = &self.name;
-        let errors = Self::error_path(&self.scratch);
-        self.console.expect(text, limit).with_context(|| {
-            format!("guest {name}; QEMU's own messages: {:?}", std::fs::read_to_string(errors).unwrap_or_default().trim())
-        })
+        self.said(|shell| shell.expect(text, limit))
     }
 
     /// Runs a shell command in the guest.
@@ -136,17 +111,7 @@ impl Vm {
     /// # Errors
     /// When it does not end in time.
     pub fn run_within(&mut self, command: &str, limit: Duration) -> Result<Finished> {
-        self.commands += 1;
-        let tag = format!("{:04}", self.commands);
-        // The typed line has a quote inside each tag, so its echo is no tag.
-        let line = format!("echo B'EGIN-{tag}'; eval {}; echo E'ND-{tag}' $?\n", quoted(command));
-        ensure!(line.len() <= COMMAND_BYTES_MAX && !command.contains('\n'), "too long for one line, use put_file: {command:?}");
-        self.type_keys(&line)?;
-        self.expect(&format!("BEGIN-{tag}\r\n"), limit).with_context(|| format!("run {command:?}"))?;
-        let output = self.expect(&format!("END-{tag} "), limit).with_context(|| format!("run {command:?}"))?;
-        let code = self.expect("\r\n", limit)?;
-        let code = code.parse().with_context(|| format!("exit code of {command:?} is {code:?}"))?;
-        Ok(Finished { code, output: output.replace('\r', "") })
+        self.said(|shell| shell.run_within(command, limit))
     }
 
     /// Runs a shell command in the guest and gives its output without the last line end.
@@ -154,9 +119,7 @@ impl Vm {
     /// # Errors
     /// When it fails or does not end within [`COMMAND_LIMIT`].
     pub fn run_ok(&mut self, command: &str) -> Result<String> {
-        let done = self.run(command)?;
-        ensure!(done.code == 0, "guest {}: {command:?} ended with {}: {}", self.name, done.code, done.output.trim());
-        Ok(done.output.trim_end().to_owned())
+        self.said(|shell| shell.run_ok(command))
     }
 
     /// Starts a shell command in the guest that goes on by itself; what it prints is lost.
@@ -164,8 +127,7 @@ impl Vm {
     /// # Errors
     /// When the guest does not answer.
     pub fn spawn(&mut self, command: &str) -> Result<()> {
-        // In a shell of its own, so that the interactive one does not announce its end in the middle of other output.
-        self.run_ok(&format!("( ( {command} ) </dev/null >/dev/null 2>&1 & )")).map(drop)
+        self.said(|shell| shell.spawn(command))
     }
 
     /// Waits until a shell command in the guest succeeds.
@@ -173,7 +135,7 @@ impl Vm {
     /// # Errors
     /// When it does not within `limit`, or the guest does not answer.
     pub fn wait_until(&mut self, command: &str, limit: Duration) -> Result<()> {
-        wait_for(&format!("{command:?} in guest {}", self.name.clone()), limit, || Ok((self.run(command)?.code == 0).then_some(())))
+        self.said(|shell| shell.wait_until(command, limit))
     }
 
     /// Writes a text file in the guest; for scripts too long for one line.
@@ -181,11 +143,7 @@ impl Vm {
     /// # Errors
     /// When the guest cannot write it.
     pub fn put_file(&mut self, path: &str, text: &str) -> Result<()> {
-        self.run_ok(&format!(": >{path}"))?;
-        for line in text.lines() {
-            self.run_ok(&format!("echo {} >>{path}", quoted(line)))?;
-        }
-        Ok(())
+        self.said(|shell| shell.put_file(path, text))
     }
 
     /// Types keys into the serial line.
@@ -193,7 +151,7 @@ impl Vm {
     /// # Errors
     /// When QEMU is gone.
     pub fn type_keys(&mut self, keys: &str) -> Result<()> {
-        self.keyboard.write_all(keys.as_bytes()).and_then(|()| self.keyboard.flush()).with_context(|| format!("type into {}", self.name))
+        self.said(|shell| shell.type_keys(keys))
     }
 
     /// Reboots the guest at once, as by a reset button: nothing is synced, and the BIOS boots from the disk again.
@@ -245,14 +203,13 @@ impl Vm {
     /// # Errors
     /// When the guest does not answer.
     pub fn disk_errors(&mut self) -> Result<String> {
-        let found = self.run("dmesg | grep -iE 'I/O error|blk_update_request|EXT4-fs (error|warning)|hung|blocked for more' | head -n 20")?;
-        Ok(found.output.trim().to_owned())
+        self.said(Shell::disk_errors)
     }
 
     /// The whole console so far.
     #[must_use]
     pub fn console(&self) -> &Console {
-        &self.console
+        self.shell.console()
     }
 
     /// Process id of its QEMU.
@@ -265,6 +222,15 @@ impl Vm {
     #[must_use]
     pub fn log(&self) -> &Path {
         &self.log
+    }
+
+    /// Adds what QEMU itself said to an error.
+    fn said<T>(&mut self, act: impl FnOnce(&mut Shell) -> Result<T>) -> Result<T> {
+        let errors = Self::error_path(&self.scratch);
+        act(&mut self.shell).with_context(|| {
+            let said = std::fs::read_to_string(errors).unwrap_or_default();
+            format!("guest {}; QEMU's own messages: {:?}", self.name, said.trim())
+        })
     }
 
     fn qmp_path(scratch: &Reaper) -> PathBuf {
@@ -281,12 +247,7 @@ impl Drop for Vm {
         kill_now(&mut self.child);
         if !self.over {
             eprintln!("---- guest {} was not shut down; its console ends (all of it: {}):", self.name, self.log.display());
-            eprintln!("{}\n----", self.console.tail());
+            eprintln!("{}\n----", self.shell.console().tail());
         }
     }
-}
-
-/// `text` as one word of a shell command.
-fn quoted(text: &str) -> String {
-    format!("'{}'", text.replace('\'', r"'\''"))
 }

@@ -1,0 +1,118 @@
+//! The systemd unit, the user and the folder of sockets, as `make install-units` puts them in place: systemd's own tools take them, and
+//! the command line in the unit is one that the built `ogee` takes. No systemd runs and nothing outside of a scratch folder is touched.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+const UNIT: &str = "usr/lib/systemd/system/ogee-vhost-blk@.service";
+
+/// Installs for `distro` below `root`.
+fn install(root: &Path, distro: &str) -> Output {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
+    let mut make = Command::new("make");
+    make.args(["-s", "install-units", "PREFIX=/usr", &format!("DISTRO={distro}")]);
+    // The flags of a `make test` around this test are not for this one.
+    make.env_remove("MAKEFLAGS").env_remove("MAKELEVEL").env_remove("MFLAGS");
+    make.arg(format!("DESTDIR={}", root.display())).current_dir(workspace).output().expect("make runs")
+}
+
+fn installed(root: &Path, distro: &str) {
+    let done = install(root, distro);
+    assert!(done.status.success() && done.stderr.is_empty(), "{done:?}");
+}
+
+fn read(path: PathBuf) -> String {
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// Whether a tool of systemd is there; said, if not.
+fn has(tool: &str) -> bool {
+    let there = Command::new(tool).arg("--version").output().is_ok_and(|done| done.status.success());
+    if !there {
+        eprintln!("SKIPPED: {tool} is not installed");
+    }
+    there
+}
+
+#[test]
+fn the_command_in_the_unit_is_one_that_ogee_takes() {
+    let root = tempfile::tempdir().expect("a folder");
+    installed(root.path(), "debian");
+    let unit = read(root.path().join(UNIT));
+    let line = unit.lines().find_map(|line| line.strip_prefix("ExecStart=/usr/bin/ogee ")).expect("an ExecStart of PREFIX");
+    // As systemd would expand it, but for a group that is here and a folder that is not.
+    let missing = root.path().join("missing");
+    let line = line.replace("${OGEE_VOLUME}", "vm1").replace("${OGEE_SOCKET_GROUP}", "root").replace("%i", "vm1");
+    let line = line.replace("$OGEE_VHOST_OPTIONS", "--queues 16 --metrics 127.0.0.1:0");
+    assert!(line.contains("/run/ogee/vm1.sock") && !line.contains('$') && !line.contains('%'), "{line}");
+    let line = line.replace("/run/ogee", missing.to_str().expect("UTF-8"));
+    let mut ogee = Command::new(env!("CARGO_BIN_EXE_ogee"));
+    let done = ogee.args(line.split_whitespace()).env("OGEE_MDS", "127.0.0.1:1").output().expect("ogee runs");
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert_eq!(done.status.code(), Some(3), "{said}");
+    assert!(said.contains("no such directory"), "{said}");
+}
+
+#[test]
+fn systemd_takes_the_unit() {
+    if !has("systemd-analyze") {
+        return;
+    }
+    for distro in ["debian", "fedora"] {
+        let root = tempfile::tempdir().expect("a folder");
+        installed(root.path(), distro);
+        let folder = root.path().join("usr/lib/systemd/system");
+        let path = folder.join("ogee-vhost-blk@vm1.service");
+        // The command has to exist.
+        let unit = read(root.path().join(UNIT)).replace("/usr/bin/ogee", env!("CARGO_BIN_EXE_ogee"));
+        let verify = |unit: &str| {
+            fs::write(&path, unit).expect("written");
+            let mut command = Command::new("systemd-analyze");
+            command.env("SYSTEMD_UNIT_PATH", format!("{}:", folder.display()));
+            let done = command.args(["verify", "--man=no"]).arg(&path).output().expect("systemd-analyze runs");
+            // It succeeds whatever it complains of, and complains of other units too.
+            let said = String::from_utf8_lossy(&done.stderr).into_owned();
+            said.lines().filter(|line| line.contains("ogee")).collect::<Vec<_>>().join("\n")
+        };
+        assert_eq!(verify(&unit), "", "{distro}");
+        assert!(verify(&unit.replace("Restart=always", "Restart=sometimes")).contains("sometimes"), "it reads the unit");
+        let group = root.path().join(UNIT.to_owned() + ".d/fedora.conf");
+        assert_eq!(group.exists(), distro == "fedora");
+        if group.exists() {
+            assert!(read(group).contains("\nEnvironment=OGEE_SOCKET_GROUP=qemu\n"));
+        }
+    }
+    let refused = install(tempfile::tempdir().expect("a folder").path(), "beos");
+    assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("debian or fedora"));
+}
+
+#[test]
+fn the_user_is_in_the_group_of_qemu_and_owns_the_folder_of_sockets() {
+    if !has("systemd-sysusers") || !has("systemd-tmpfiles") {
+        return;
+    }
+    for (distro, group) in [("debian", "libvirt-qemu"), ("fedora", "qemu")] {
+        let root = tempfile::tempdir().expect("a folder");
+        if fs::metadata(root.path()).expect("metadata").uid() != 0 {
+            eprintln!("SKIPPED: only root may give a folder to a user");
+            return;
+        }
+        installed(root.path(), distro);
+        let etc = root.path().join("etc");
+        fs::create_dir_all(&etc).expect("made");
+        fs::write(etc.join("passwd"), "root:x:0:0::/root:/bin/sh\n").expect("written");
+        fs::write(etc.join("group"), format!("root:x:0:\n{group}:x:64055:\n")).expect("written");
+        let of_root = format!("--root={}", root.path().display());
+        let done = Command::new("systemd-sysusers").arg(&of_root).output().expect("systemd-sysusers runs");
+        assert!(done.status.success(), "{done:?}");
+        assert!(read(etc.join("group")).contains(&format!("{group}:x:64055:ogee\n")), "{}", read(etc.join("group")));
+        let done = Command::new("systemd-tmpfiles").args(["--create", &of_root]).output().expect("systemd-tmpfiles runs");
+        assert!(done.status.success(), "{done:?}");
+        let folder = fs::metadata(root.path().join("run/ogee")).expect("the folder");
+        let users = read(etc.join("passwd"));
+        let owner = users.lines().find_map(|line| line.strip_prefix("ogee:")?.split(':').nth(1)).expect("a user");
+        assert_eq!((folder.uid().to_string().as_str(), folder.mode() & 0o777), (owner, 0o755));
+    }
+}
