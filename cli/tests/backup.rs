@@ -172,7 +172,7 @@ fn volumes_are_backed_up_and_restored() {
 /// Of a clone nothing is read but what it wrote itself; nor of a volume that was rolled back, of what it gave up. Returns the
 /// backups, which all hold what `newest` does.
 fn built_on_others(cluster: &Cluster, repo: &str, newest: &Value, change: impl Fn(&'static str) -> u64) -> Vec<Value> {
-    let create = |more: &[&str]| cluster.json(&[&["backup", "create", "vm", "--repo", repo], more].concat());
+    let create = |more: &[&str]| cluster.json(&[&["backup", "create", "vm", "--repo", repo][..], more].concat());
     cluster.json(&["snapshot", "create", "golden@late"]);
     cluster.json(&["clone", "golden@late", "vm"]);
     let data = number(newest, "data_bytes");

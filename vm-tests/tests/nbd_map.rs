@@ -16,14 +16,15 @@ type Map = Vec<(u64, u64)>;
 fn io(server: &NbdServer, export: &str, commands: &[&str]) -> Result<()> {
     let uri = server.unix(export)?;
     let mut words = vec!["-f", "raw"];
-    commands.iter().for_each(|command| words.extend(["-c", command]));
+    commands.iter().for_each(|command: &&str| words.extend(["-c", *command]));
     words.push(&uri);
     client("qemu-io", &words).map(drop)
 }
 
 /// What nbdinfo prints for a context, neighbours that are alike joined.
 fn nbdinfo(uri: &str, context: &str) -> Result<Map> {
-    let map = client("nbdinfo", &[&format!("--map={context}"), "--json", uri])?;
+    let option = format!("--map={context}");
+    let map = client("nbdinfo", &[option.as_str(), "--json", uri])?;
     let map: Value = serde_json::from_str(&map).with_context(|| map.clone())?;
     let mut joined: Map = vec![];
     for entry in map.as_array().context("a list")? {
@@ -49,7 +50,7 @@ fn qemu_dirty(server: &NbdServer, export: &str, context: &str) -> Result<Vec<(u6
     let map: Value = serde_json::from_str(&map).with_context(|| map.clone())?;
     let entries = map.as_array().context("a list")?.iter();
     let dirty = entries.filter(|entry| entry["data"] == false).map(|entry| {
-        Ok((entry["start"].as_u64().context("start")?, entry["length"].as_u64().context("length")?))
+        anyhow::Ok((entry["start"].as_u64().context("start")?, entry["length"].as_u64().context("length")?))
     });
     dirty.collect()
 }
@@ -72,8 +73,8 @@ fn allocation_and_changes_are_told_by_page() -> Result<()> {
     io(&server, "a", &["write -P 4 50M 4k"])?;
     io(&server, "c", &["write -P 5 60M 4k"])?;
     let (page, rest) = (4 * KIB, SIZE - 40 * MIB - 4 * KIB);
-    let allocated = vec![(64 * KIB, 0), (40 * MIB - 64 * KIB, 3), (page, 0), (rest, 3)];
-    let changed = vec![
+    let allocated: Map = vec![(64 * KIB, 0), (40 * MIB - 64 * KIB, 3), (page, 0), (rest, 3)];
+    let changed: Map = vec![
         (page, 0), (2 * page, 1), (20 * MIB - 3 * page, 0), (page, 1), (20 * MIB - page, 0), (page, 1), (rest, 0),
     ];
     let later = |mut map: Map, at: u64, flags: (u64, u64)| {

@@ -416,7 +416,7 @@ fn page_map(c: &Copyset, head: &PageMapHead) -> Reply {
     }
     let levels: Vec<(u64, u64)> =
         std::iter::once((at.layer.0, at.seq.0)).chain(chain.iter().map(|a| (a.layer.0, a.seq.0))).collect();
-    let mut rows = vec![[[0u8; 32]; 3]; 16];
+    let mut rows = [[[0u8; 32]; 3]; 16];
     for page in 0..4096u32 {
         let held = levels.iter().enumerate().flat_map(|(depth, (layer, seq))| {
             let pages = c.layers.get(layer).and_then(|l| l.pages.get(&(at.chunk.0, page)));
