@@ -12,6 +12,7 @@ mod cluster;
 mod control;
 mod fence;
 mod gate;
+mod incoming;
 mod io;
 mod layout;
 mod mds_calls;
@@ -27,8 +28,9 @@ mod watch;
 mod write_order;
 
 pub use attachment::AttachInfo;
-pub use block_device::{BlockDevice, DeviceInfo, Extent, IoError, IoErrorKind, ReadData, ReadPiece};
+pub use block_device::{Arrival, BlockDevice, DeviceInfo, Extent, IoError, IoErrorKind, ReadData, ReadPiece};
 pub use cluster::{Cluster, ClusterConfig, NoSpacePolicy, Timing};
+pub use incoming::{IncomingEnd, IncomingVolume};
 pub use mds_client::{MdsCallError, MdsClient};
 pub use memory::{MemoryCounters, MemoryDevice};
 pub use stats::{LATENCY_BUCKETS, OpStats, VolumeStats};

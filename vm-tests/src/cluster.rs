@@ -197,10 +197,18 @@ impl Cluster {
     /// # Errors
     /// When `ogee vhost-blk` does not become ready.
     pub fn serve_on(&mut self, volume: &str, socket: &Path) -> Result<VhostBackend> {
+        self.serve_with(volume, socket, &[])
+    }
+
+    /// The same with more arguments.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn serve_with(&mut self, volume: &str, socket: &Path, more: &[&str]) -> Result<VhostBackend> {
         self.sockets += 1;
         let log = format!("{}-vhost-{}", self.name, self.sockets);
         VhostBackend::start(&log, &self.binary, socket, Readiness::Says, |command| {
-            command.env("OGEE_MDS", &self.mds).args(["vhost-blk", volume, "--socket"]).arg(socket);
+            command.env("OGEE_MDS", &self.mds).args(["vhost-blk", volume, "--socket"]).arg(socket).args(more);
         })
     }
 

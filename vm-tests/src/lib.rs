@@ -11,6 +11,7 @@
 //! | [`history`] | record of every request, and a checker of the promises |
 //! | [`load`] | verified load through the SDK |
 //! | [`cluster`] | a running Ogee cluster from the real binary: commands, kill, stop, restart |
+//! | [`migrate`] | a guest moved from one QEMU to another |
 //! | [`nbd`] | a running `ogee nbd serve`, and NBD clients |
 //! | [`torture`] | real processes under faults, with the history checked |
 //! | [`vhost`] | a process that serves a disk on a vhost-user socket |
@@ -29,6 +30,7 @@ pub mod hammer;
 pub mod history;
 pub mod image;
 pub mod load;
+pub mod migrate;
 pub mod nbd;
 pub mod places;
 pub mod process;

@@ -3,6 +3,7 @@
 mod chunkserver;
 mod control_plane;
 mod hold;
+mod incoming;
 mod io_errors;
 mod mds;
 mod order;
