@@ -113,9 +113,14 @@ impl<D: BlockDevice> Handler<D> {
         Ok((Arc::new(mapped.ok_or(Error::InvalidParam)?), mapping))
     }
 
-    fn replace_memory(&self, memory: GuestMemoryMmap) -> Result<()> {
-        if let Some(log) = &self.log {
-            log.check_covers(&memory).map_err(refused)?;
+    fn replace_memory(&mut self, memory: GuestMemoryMmap) -> Result<()> {
+        if let Some(Err(error)) = self.log.as_ref().map(|log| log.check_covers(&memory)) {
+            // While rings run the log is made larger first. Rings that stand are about to get another one.
+            if self.backend.queues.iter().any(|queue| queue.vring.get_ref().get_queue().ready()) {
+                return Err(refused(error));
+            }
+            self.log = None;
+            self.apply_logs();
         }
         // Requests in flight keep the mapping they were parsed with.
         self.backend.memory.lock().map_err(|_| Error::BackendInternalError)?.replace(memory);
