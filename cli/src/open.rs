@@ -3,7 +3,7 @@
 use crate::connect::Context;
 use crate::error::{CliError, ErrorKind};
 use crate::sdk_error::call_failed;
-use ogee_client::{Cluster, OpenError, OpenMode, Volume};
+use ogee_client::{Cluster, IncomingEnd, IncomingVolume, OpenError, OpenMode, Volume};
 use ogee_common::name::{VolumePath, VolumeRef};
 use ogee_proto::MdsErrorKind;
 use std::time::Duration;
@@ -41,11 +41,40 @@ pub(crate) async fn close_volume(volume: &Volume) -> Result<(), CliError> {
     match tokio::time::timeout(DETACH_TIMEOUT, volume.detach()).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(e)) => Err(call_failed(&format!("detach {name}"), &e.0)),
-        Err(_) => {
-            let text = format!("detach {name}: IO in flight has not ended within {} s", DETACH_TIMEOUT.as_secs());
-            Err(CliError::new(ErrorKind::Unavailable, text))
-        }
+        Err(_) => Err(not_in_time(name)),
     }
+}
+
+/// Looks up a volume that a guest will bring along by live migration; it is attached when that guest starts.
+///
+/// # Errors
+/// The MDS does not know it or does not answer, or the name is that of a snapshot.
+pub(crate) async fn look_up_incoming(cluster: &Cluster, name: &VolumeRef) -> Result<IncomingVolume, CliError> {
+    if name.snapshot.is_some() {
+        return Err(CliError::new(ErrorKind::Usage, format!("{name} is a snapshot; --incoming is for volumes that are written")));
+    }
+    match IncomingVolume::look_up(cluster, &name.path).await {
+        Ok(volume) => Ok(volume),
+        Err(OpenError::Attach { source, .. }) => Err(call_failed(&format!("look up {name}"), &source)),
+        Err(e) => Err(CliError::caused(ErrorKind::Failure, format!("look up {name}"), e)),
+    }
+}
+
+/// As [`close_volume`], for a volume that may never have been attached.
+///
+/// # Errors
+/// The same.
+pub(crate) async fn close_incoming(volume: &IncomingVolume, name: &VolumeRef) -> Result<IncomingEnd, CliError> {
+    match tokio::time::timeout(DETACH_TIMEOUT, volume.detach()).await {
+        Ok(Ok(end)) => Ok(end),
+        Ok(Err(e)) => Err(call_failed(&format!("detach {name}"), &e.0)),
+        Err(_) => Err(not_in_time(name)),
+    }
+}
+
+fn not_in_time(name: &VolumeRef) -> CliError {
+    let text = format!("detach {name}: IO in flight has not ended within {} s", DETACH_TIMEOUT.as_secs());
+    CliError::new(ErrorKind::Unavailable, text)
 }
 
 /// Opens for reading. A failure to close later is only a warning, because everything was read.

@@ -2,19 +2,20 @@
 //!
 //! Life: claim the socket, open the volume, bind the socket, say `ready`, serve front ends one after another, and on SIGINT or SIGTERM
 //! stop, drain, detach and end with 0. A second signal ends it at once; nothing acknowledged is lost then either.
+//! With `--incoming` the volume is not opened but looked up, and attached when a guest starts.
 
 use crate::claim::Claim;
 use crate::connect::Context;
 use crate::error::{CliError, ErrorKind};
 use crate::logging;
 use crate::null_device::NullDevice;
-use crate::open::{close_volume, open_volume};
+use crate::open::{close_incoming, close_volume, look_up_incoming, open_volume};
 use crate::output::Output;
 use crate::signals::StopSignals;
 use crate::socket_access::{socket_group, socket_mode};
 use crate::volume_metrics;
 use clap::Args;
-use ogee_client::{BlockDevice, DeviceInfo, OpenMode};
+use ogee_client::{BlockDevice, DeviceInfo, IncomingEnd, OpenMode};
 use ogee_common::limits::PAGE_BYTES;
 use ogee_common::name::VolumeRef;
 use ogee_common::size::{ByteLen, parse_bytes};
@@ -60,6 +61,9 @@ pub(crate) struct VhostBlkArgs {
     /// Take the volume from the client that has it attached
     #[arg(long, conflicts_with = "read_only")]
     steal: bool,
+    /// Be the destination of a live migration: attach the volume when the guest starts here, taking it from the source
+    #[arg(long, conflicts_with_all = ["null", "read_only", "steal", "metrics"])]
+    incoming: bool,
     /// Fail an IO that takes longer, in seconds; by default the guest waits for ever
     #[arg(long, value_name = "SECONDS")]
     io_timeout: Option<u64>,
@@ -132,6 +136,9 @@ async fn serve(context: &Context, args: VhostBlkArgs) -> Result<(), CliError> {
     };
     let mode = if args.read_only { OpenMode::ReadOnly } else { OpenMode::ReadWrite { steal: args.steal } };
     let claim = Claim::take(&args.socket, &name.to_string())?;
+    if args.incoming {
+        return serve_incoming(context, &args, name, claim, &mut signals).await;
+    }
     let attach = async {
         let cluster = context.cluster_as(NonZeroU64::new(claim.client()), args.io_timeout.map(Duration::from_secs))?;
         open_volume(&cluster, name, mode).await
@@ -160,6 +167,36 @@ async fn serve(context: &Context, args: VhostBlkArgs) -> Result<(), CliError> {
     }
     served?;
     closed
+}
+
+/// Serves a volume that its guest brings along.
+async fn serve_incoming(
+    context: &Context, args: &VhostBlkArgs, name: &VolumeRef, claim: Claim, signals: &mut StopSignals,
+) -> Result<(), CliError> {
+    let look_up = async {
+        let cluster = context.cluster_as(NonZeroU64::new(claim.client()), args.io_timeout.map(Duration::from_secs))?;
+        look_up_incoming(&cluster, name).await
+    };
+    let volume = match look_up.await {
+        Ok(volume) => volume,
+        Err(error) => {
+            claim.not_attached();
+            return Err(error);
+        }
+    };
+    let served = serve_open(context.out, args, &volume, None, signals).await;
+    let closed = tokio::select! {
+        closed = close_incoming(&volume, name) => closed,
+        () = signals.wait() => Err(CliError::new(ErrorKind::Failure, "second signal: the volume stays attached")),
+    };
+    match &closed {
+        Ok(IncomingEnd::GivenBack) => claim.given_back(),
+        Ok(IncomingEnd::NeverAttached) => claim.not_attached(),
+        // The next daemon on this socket follows as the same client.
+        Ok(IncomingEnd::Kept | IncomingEnd::Unknown) | Err(_) => {}
+    }
+    served?;
+    closed.map(drop)
 }
 
 async fn serve_open<D: BlockDevice>(

@@ -148,6 +148,15 @@ pub struct IoError {
     pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
+/// Where a guest comes from that is about to use a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arrival {
+    /// Its hypervisor is new to the device: it boots, or a live migration brought it here.
+    New,
+    /// Its hypervisor has used the device before, through a daemon that is dead, and comes back.
+    Back,
+}
+
 /// A device that holds blocks. Clones share the device. Offsets and lengths are bytes and multiples of 512.
 pub trait BlockDevice: Clone + Send + Sync + 'static {
     /// Size and properties as of now; the size may grow (see [`BlockDevice::resized`]).
@@ -203,6 +212,13 @@ pub trait BlockDevice: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Result<Vec<Extent>, IoError>> + Send {
         async move { Ok(vec![Extent { len, kind: ExtentKind::Data, changed: true }]) }
     }
+
+    /// A guest is about to send IO. Said before the first IO, and again whenever it starts anew; returns at once. For devices that are
+    /// taken only when a guest needs them ([`crate::IncomingVolume`]).
+    fn guest_starts(&self, _arrival: Arrival) {}
+
+    /// The front end of that guest is gone, and nobody waits for its IO any more. Not said when it is the daemon that ends.
+    fn guest_left(&self) {}
 
     /// A watch that carries the size in bytes and changes when the volume is resized.
     fn resized(&self) -> tokio::sync::watch::Receiver<u64>;

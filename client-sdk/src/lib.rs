@@ -13,6 +13,7 @@ mod control;
 mod extents;
 mod fence;
 mod gate;
+mod incoming;
 mod io;
 mod layout;
 mod mds_calls;
@@ -28,8 +29,9 @@ mod watch;
 mod write_order;
 
 pub use attachment::AttachInfo;
-pub use block_device::{BlockDevice, DeviceInfo, Extent, ExtentKind, IoError, IoErrorKind, Moment, ReadData, ReadPiece};
+pub use block_device::{Arrival, BlockDevice, DeviceInfo, Extent, ExtentKind, IoError, IoErrorKind, Moment, ReadData, ReadPiece};
 pub use cluster::{Cluster, ClusterConfig, NoSpacePolicy, Timing};
+pub use incoming::{IncomingEnd, IncomingVolume};
 pub use mds_client::{MdsCallError, MdsClient};
 pub use memory::{MemoryCounters, MemoryDevice};
 pub use stats::{LATENCY_BUCKETS, OpStats, VolumeStats};

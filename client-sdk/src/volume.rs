@@ -39,6 +39,8 @@ pub enum OpenMode {
         /// Take it from another client that has it attached.
         steal: bool,
     },
+    /// Read and write, as the client that has it attached now; refused (`attached`, `fenced`) if that is not this very client.
+    Resume,
     /// Read a snapshot, or the live volume while others may write it.
     ReadOnly,
 }
@@ -101,6 +103,7 @@ impl Volume {
             snapshot: volume.snapshot.clone().unwrap_or_default(),
             read_only: mode == OpenMode::ReadOnly,
             steal: mode == OpenMode::ReadWrite { steal: true },
+            resume: mode == OpenMode::Resume,
             client: cluster.0.client,
             description: cluster.0.config.description.clone(),
         };
@@ -213,6 +216,11 @@ impl Volume {
         Ok(())
     }
 
+    /// Whether another attach has taken the volume; this one never serves IO again then.
+    pub(crate) fn is_fenced(&self) -> bool {
+        self.at.gate.check() == Err(IoErrorKind::Fenced)
+    }
+
     fn path(&self) -> DataPath<'_> {
         DataPath { at: &self.at, session: &self.session }
     }
@@ -268,12 +276,17 @@ impl Volume {
     }
 }
 
+/// The serial that guests see of a volume.
+pub(crate) fn serial(volume: VolumeId) -> String {
+    format!("ogee{:016x}", volume.0)
+}
+
 impl BlockDevice for Volume {
     fn info(&self) -> DeviceInfo {
         DeviceInfo {
             size_bytes: self.size(),
             read_only: self.at.is_read_only(),
-            serial: format!("ogee{:016x}", self.at.info.volume.0),
+            serial: serial(self.at.info.volume),
         }
     }
 

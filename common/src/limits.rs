@@ -93,6 +93,8 @@ pub const VHOST_QUEUE_SIZE_MAX: u16 = 1024;
 /// Regions of guest memory that a front end may share with a vhost-user-blk daemon; QEMU asks for at most 509 (vhost in
 /// the kernel had that limit).
 pub const VHOST_MEMORY_REGIONS_MAX: usize = 509;
+/// Bytes of the dirty log that a front end shares for a live migration: a bit for each 4 KiB up to guest-physical address 32 TiB.
+pub const VHOST_LOG_BYTES_MAX: u64 = 1 << 30;
 /// Descriptors of one request; a longer chain is refused (virtio 1.2, 2.7.5: not longer than the queue).
 pub const VHOST_CHAIN_DESCRIPTORS_MAX: usize = VHOST_QUEUE_SIZE_MAX as usize;
 /// Payload bytes in flight of one virtqueue before further requests wait in the ring; one request may exceed it.

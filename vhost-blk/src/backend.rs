@@ -17,19 +17,20 @@
 //! a request answered before an older one may run twice and the older one be left out.
 
 use crate::config_space::{ConfigSpace, VERSION_1};
+use crate::dirty_log::QueueLog;
 use crate::inflight::QueueRecord;
 use crate::queue_loop::{QueueLoop, Taken, Vring, started_kick};
 use crate::queue_phase::QueuePhase;
 use crate::queue_thread::Summons;
 use crate::resubmit::{ResubmitError, recover};
 use crate::stats::VhostBlkStats;
-use ogee_client::BlockDevice;
+use ogee_client::{Arrival, BlockDevice};
 use ogee_common::limits::VHOST_QUEUE_SIZE_MAX;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
@@ -61,6 +62,9 @@ pub(crate) struct Backend<D> {
     pub(crate) queues: Vec<Queue>,
     pub(crate) memory: GuestMemoryAtomic<GuestMemoryMmap>,
     pub(crate) features: AtomicU64,
+    /// Whether the front end has asked for what only a new hypervisor asks for; see [`Backend::arrival`].
+    pub(crate) is_new: AtomicBool,
+    arrival: OnceLock<Arrival>,
     stats: Arc<VhostBlkStats>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -96,6 +100,8 @@ impl<D: BlockDevice> Backend<D> {
             queues,
             memory,
             features: AtomicU64::new(0),
+            is_new: AtomicBool::new(false),
+            arrival: OnceLock::new(),
             device,
             stats,
             threads: Mutex::new(Vec::new()),
@@ -173,6 +179,11 @@ impl<D: BlockDevice> Backend<D> {
         queue.summons.call();
     }
 
+    /// What the ring's loop writes into guest memory from now on is marked in `log`, and in no other.
+    pub(crate) fn set_log(queue: &Queue, log: Option<QueueLog>) {
+        queue.phase.set_log(log);
+    }
+
     /// Stops a ring after the requests taken from it are completed.
     ///
     /// # Errors
@@ -205,6 +216,13 @@ impl<D: BlockDevice> Backend<D> {
         Ok(again)
     }
 
+    /// A hypervisor that has never used the device reads its configuration space (QEMU: when the device is made) and has no in-flight
+    /// memory to bring; one that comes back starts its rings with what it has. What it asks later says nothing.
+    fn arrival(&self) -> Arrival {
+        let found = || if self.is_new.load(Ordering::Acquire) { Arrival::New } else { Arrival::Back };
+        *self.arrival.get_or_init(found)
+    }
+
     /// Runs the loop of a queue until its ring stops.
     fn run_queue(&self, index: usize, worker: &Worker<D>) {
         let queue = &self.queues[index];
@@ -217,6 +235,7 @@ impl<D: BlockDevice> Backend<D> {
                 return;
             }
         };
+        worker.device.guest_starts(self.arrival());
         let modern = self.features.load(Ordering::Acquire) & VERSION_1 != 0;
         if !modern && !queue.reported.swap(true, Ordering::Relaxed) {
             tracing::warn!(target: "controlpath", queue = index,
@@ -241,6 +260,7 @@ impl<D: BlockDevice> Backend<D> {
             modern,
             reported: &queue.reported,
             record: RefCell::new(record.as_mut()),
+            turn: RefCell::default(),
         };
         if let Err(error) = worker.runtime.block_on(queue_loop.run(kick, again)) {
             tracing::error!(target: "controlpath", queue = index, %error, "virtqueue not served: kick not watched");

@@ -3,7 +3,7 @@
 //! Called by the back end for the front end's GET_FEATURES, GET_CONFIG and SET_CONFIG. Invariants: the bytes are built
 //! from the device's size at the moment of the call; offset and length of a request are checked; the only writable field
 //! is the write cache. Deliberately absent: SIZE_MAX (Linux complains about values below 4,096 and needs none), geometry,
-//! secure erase, zones, lifetime.
+//! secure erase, zones, lifetime. `VHOST_F_LOG_ALL` is offered for live migration; it is no feature of the guest's.
 //!
 //! | bytes | field | value |
 //! | --- | --- | --- |
@@ -59,7 +59,7 @@ pub(crate) fn offered_features(info: &DeviceInfo) -> u64 {
     let by_access: &[u32] =
         if info.read_only { &[VIRTIO_BLK_F_RO] } else { &[VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_WRITE_ZEROES] };
     let bits = always.iter().chain(by_access).fold(0, |bits, bit| bits | 1_u64 << bit);
-    bits | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
+    bits | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() | VhostUserVirtioFeatures::LOG_ALL.bits()
 }
 
 /// Why a write to the configuration space is refused.

@@ -4,6 +4,7 @@
 //! answer is only *prepared* here, guest memory is written by [`Finished::write_reply`], which the queue loop calls after
 //! it has checked that the ring may still be written; an answer of a wrong length is an error, never shown to the guest.
 
+use crate::dirty_log::QueueLog;
 use crate::guest_buffer::ReplyArea;
 use crate::request::{ByteRange, ID_BYTES, Operation, Request, Status};
 use crate::stats::{RequestKind, VhostBlkStats};
@@ -42,8 +43,9 @@ impl Finished {
         Self { head, payload_bytes: 0, reply: None, memory }
     }
 
-    /// Writes data and status into guest memory; returns the bytes to report in the used ring (virtio 1.2, 2.7.8.2).
-    pub(crate) fn write_reply(&self) -> u32 {
+    /// Writes data and status into guest memory and marks the pages in the dirty log, if there is one; returns the bytes to
+    /// report in the used ring (virtio 1.2, 2.7.8.2).
+    pub(crate) fn write_reply(&self, log: Option<&QueueLog>) -> u32 {
         let Some((reply, status, data)) = &self.reply else { return 0 };
         let memory = self.memory.as_ref();
         let (written, data_bytes) = match data {
@@ -52,7 +54,13 @@ impl Finished {
             ReplyData::Id(id) => (reply.write_bytes(memory, id), reply.data.len().min(ID_BYTES as u64)),
         };
         let status = if written.is_ok() { *status } else { Status::IoError };
-        match reply.write_status(memory, status.byte()) {
+        let answered = reply.write_status(memory, status.byte());
+        if let Some(QueueLog { log, .. }) = log {
+            // Also what failed half-way.
+            reply.data.first(data_bytes).for_each(|(at, len)| log.mark(at, len));
+            log.mark(reply.status, 1);
+        }
+        match answered {
             Ok(()) => u32::try_from(data_bytes + 1).unwrap_or(u32::MAX),
             Err(_) => 0,
         }

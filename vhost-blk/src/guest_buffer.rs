@@ -107,6 +107,16 @@ impl Segments {
         Ok(())
     }
 
+    /// Address and bytes of each piece of the first `limit` bytes.
+    pub(crate) fn first(&self, limit: u64) -> impl Iterator<Item = (GuestAddress, u64)> {
+        let mut left = limit;
+        self.list.iter().map_while(move |segment| {
+            let len = u64::from(segment.len).min(left);
+            left -= len;
+            (len > 0).then_some((segment.address, len))
+        })
+    }
+
     /// Address and bytes of each segment after the first `skip` bytes.
     fn after(&self, skip: u64) -> impl Iterator<Item = (GuestAddress, usize)> {
         let mut skip = skip;
@@ -240,6 +250,9 @@ mod tests {
             area.copy_out(&memory, skip, 7, &mut out).unwrap();
             assert_eq!(out, b"abcdefg"[usize::try_from(skip).unwrap()..]);
         }
+        let pieces: Vec<_> = area.first(5).map(|(at, len)| (at.0, len)).collect();
+        assert_eq!(pieces, [(0x100, 4), (0x50, 1)]);
+        assert_eq!((area.first(0).count(), area.first(u64::MAX).count()), (0, 2));
         let mut two = [0; 2];
         area.read_into(&memory, 3, &mut two).unwrap();
         assert_eq!(&two, b"de");

@@ -7,10 +7,12 @@
 //!
 //! Invariants: everything from the front end is checked before use (indices, addresses, sizes, descriptors); an error ends the
 //! connection or is told to the front end, and changes nothing else; a ring that runs is drained before its addresses, size
-//! or kick change. Deliberately absent: dirty log, packed rings, post-copy, device state, GPU and shared objects.
+//! or kick change. A dirty log may come and go while rings run: when that message is answered they use it, or do so no more.
+//! Deliberately absent: packed rings, post-copy, device state, GPU and shared objects.
 
 use crate::backend::{Backend, Queue};
 use crate::config_space::offered_features;
+use crate::dirty_log::{DirtyLog, QueueLog};
 use crate::inflight::InflightArea;
 use ogee_client::BlockDevice;
 use ogee_common::limits::{VHOST_MEMORY_REGIONS_MAX, VHOST_QUEUE_SIZE_MAX};
@@ -46,6 +48,9 @@ pub(crate) struct Handler<D> {
     acked_features: u64,
     mappings: Vec<Mapping>,
     inflight: Option<InflightArea>,
+    log: Option<Arc<DirtyLog>>,
+    /// Where the log has the used ring of each queue, as far as its writes are to be logged.
+    used_in_log: Vec<Option<GuestAddress>>,
 }
 
 /// An error of ours as the crate wants it.
@@ -55,7 +60,8 @@ fn refused(error: impl Into<Box<dyn StdError + Send + Sync>>) -> Error {
 
 impl<D: BlockDevice> Handler<D> {
     pub(crate) fn new(backend: Arc<Backend<D>>) -> Self {
-        Self { backend, owned: false, acked_features: 0, mappings: Vec::new(), inflight: None }
+        let used_in_log = vec![None; backend.queues.len()];
+        Self { backend, owned: false, acked_features: 0, mappings: Vec::new(), inflight: None, log: None, used_in_log }
     }
 
     fn queue(&self, index: u32) -> Result<(usize, &Queue)> {
@@ -76,6 +82,25 @@ impl<D: BlockDevice> Handler<D> {
         if ready { self.backend.stop_ring(index, queue).map_err(refused) } else { Ok(()) }
     }
 
+    /// Tells the loop of a queue what to log; it does so when this returns.
+    fn apply_log(&self, index: usize, queue: &Queue) {
+        let wanted = self.acked_features & VhostUserVirtioFeatures::LOG_ALL.bits() != 0;
+        let log = self.log.as_ref().filter(|_| wanted);
+        let used = self.used_in_log.get(index).copied().flatten();
+        Backend::<D>::set_log(queue, log.map(|log| QueueLog { log: Arc::clone(log), used }));
+    }
+
+    fn apply_logs(&self) {
+        self.backend.queues.iter().enumerate().for_each(|(index, queue)| self.apply_log(index, queue));
+    }
+
+    /// Whether the ring runs with these addresses.
+    fn runs_at(queue: &Queue, addresses: (u64, u64, u64)) -> bool {
+        let ring = queue.vring.get_ref();
+        let queue = ring.get_queue();
+        queue.ready() && (queue.desc_table(), queue.avail_ring(), queue.used_ring()) == addresses
+    }
+
     fn region(region: &VhostUserMemoryRegion, file: File) -> Result<(Arc<GuestRegionMmap>, Mapping)> {
         // Access behind the end of a file raises SIGBUS; other kinds of file have no length.
         let about = file.metadata().map_err(Error::ReqHandlerError)?;
@@ -88,7 +113,15 @@ impl<D: BlockDevice> Handler<D> {
         Ok((Arc::new(mapped.ok_or(Error::InvalidParam)?), mapping))
     }
 
-    fn replace_memory(&self, memory: GuestMemoryMmap) -> Result<()> {
+    fn replace_memory(&mut self, memory: GuestMemoryMmap) -> Result<()> {
+        if let Some(Err(error)) = self.log.as_ref().map(|log| log.check_covers(&memory)) {
+            // While rings run the log is made larger first. Rings that stand are about to get another one.
+            if self.backend.queues.iter().any(|queue| queue.vring.get_ref().get_queue().ready()) {
+                return Err(refused(error));
+            }
+            self.log = None;
+            self.apply_logs();
+        }
         // Requests in flight keep the mapping they were parsed with.
         self.backend.memory.lock().map_err(|_| Error::BackendInternalError)?.replace(memory);
         Ok(())
@@ -106,6 +139,8 @@ impl<D: BlockDevice> VhostUserBackendReqHandlerMut for Handler<D> {
     fn reset_owner(&mut self) -> Result<()> {
         self.owned = false;
         self.acked_features = 0;
+        self.log = None;
+        self.apply_logs();
         Ok(())
     }
 
@@ -115,6 +150,8 @@ impl<D: BlockDevice> VhostUserBackendReqHandlerMut for Handler<D> {
             self.settle(index, queue)?;
         }
         self.acked_features = 0;
+        self.log = None;
+        self.apply_logs();
         Ok(())
     }
 
@@ -127,6 +164,11 @@ impl<D: BlockDevice> VhostUserBackendReqHandlerMut for Handler<D> {
             return Err(Error::InvalidParam);
         }
         self.acked_features = features;
+        // SET_LOG_BASE comes before the feature that starts the log, and the log is over when the feature is taken back.
+        if features & VhostUserVirtioFeatures::LOG_ALL.bits() == 0 {
+            self.log = None;
+        }
+        self.apply_logs();
         self.backend.features.store(features, Ordering::Release);
         for queue in &self.backend.queues {
             queue.vring.set_queue_event_idx(features & 1 << VIRTIO_RING_F_EVENT_IDX != 0);
@@ -163,16 +205,27 @@ impl<D: BlockDevice> VhostUserBackendReqHandlerMut for Handler<D> {
     fn set_vring_addr(
         &mut self,
         index: u32,
-        _flags: VhostUserVringAddrFlags,
+        flags: VhostUserVringAddrFlags,
         descriptor: u64,
         used: u64,
         available: u64,
-        _log: u64,
+        log: u64,
     ) -> Result<()> {
-        let (index, queue) = self.queue(index)?;
+        let (position, _) = self.queue(index)?;
         let (descriptor, available, used) =
             (self.translate(descriptor)?, self.translate(available)?, self.translate(used)?);
+        let logged = flags.contains(VhostUserVringAddrFlags::VHOST_VRING_F_LOG);
+        if let Some(used_in_log) = self.used_in_log.get_mut(position) {
+            *used_in_log = logged.then_some(GuestAddress(log));
+        }
+        let (index, queue) = self.queue(index)?;
+        // A migration starts and ends the log of a ring that runs by this message; nothing else changes then.
+        if Self::runs_at(queue, (descriptor, available, used)) {
+            self.apply_log(index, queue);
+            return Ok(());
+        }
         self.settle(index, queue)?;
+        self.apply_log(index, queue);
         queue.vring.set_queue_info(descriptor, available, used).map_err(refused)?;
         // SET_VRING_BASE has only the available index; the used index is where the driver sees it.
         let idx = queue.vring.queue_used_idx().map_err(refused)?;
@@ -230,6 +283,7 @@ impl<D: BlockDevice> VhostUserBackendReqHandlerMut for Handler<D> {
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
             | VhostUserProtocolFeatures::BACKEND_REQ
+            | VhostUserProtocolFeatures::LOG_SHMFD
             | VhostUserProtocolFeatures::INFLIGHT_SHMFD)
     }
 
@@ -252,6 +306,7 @@ impl<D: BlockDevice> VhostUserBackendReqHandlerMut for Handler<D> {
     }
 
     fn get_config(&mut self, offset: u32, size: u32, _flags: VhostUserConfigFlags) -> Result<Vec<u8>> {
+        self.backend.is_new.store(true, Ordering::Release);
         Ok(self.backend.config.read(&self.backend.device.info(), offset, size))
     }
 
@@ -260,6 +315,7 @@ impl<D: BlockDevice> VhostUserBackendReqHandlerMut for Handler<D> {
     }
 
     fn get_inflight_fd(&mut self, inflight: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
+        self.backend.is_new.store(true, Ordering::Release);
         InflightArea::create(inflight.num_queues, inflight.queue_size).map_err(refused)
     }
 
@@ -321,7 +377,11 @@ impl<D: BlockDevice> VhostUserBackendReqHandlerMut for Handler<D> {
         Err(Error::InvalidOperation("no shared memory regions"))
     }
 
-    fn set_log_base(&mut self, _log: &VhostUserLog, _file: File) -> Result<()> {
-        Err(Error::InvalidOperation("no dirty log"))
+    fn set_log_base(&mut self, log: &VhostUserLog, file: File) -> Result<()> {
+        let log = DirtyLog::map(log, file).map_err(refused)?;
+        log.check_covers(&self.backend.memory.memory()).map_err(refused)?;
+        self.log = Some(Arc::new(log));
+        self.apply_logs();
+        Ok(())
     }
 }

@@ -12,6 +12,7 @@
 //! | `queue_loop.rs` | one thread per queue: take chains, run them, answer |
 //! | `inflight.rs`, `resubmit.rs` | requests in flight outlive the daemon: their record, and running them again |
 //! | `request.rs` | parser of descriptor chains (fuzzed) |
+//! | `dirty_log.rs` | live migration: which pages of guest memory were written |
 //! | `guest_buffer.rs` | the copies from and to guest memory |
 //! | `execute.rs` | one request against the device |
 //! | `config_space.rs` | features and configuration space |
@@ -21,11 +22,12 @@
 //! Invariants across them: a guest's bytes never make the daemon panic, wait forever or allocate without bound; a failed
 //! IO is a status for one request and never ends a queue; a request is answered after the device completed it, never
 //! before; a request in flight at the death of the daemon is run by the next one, one that was answered is not.
-//! Deliberately absent: the dirty log for live migration, packed rings, legacy drivers.
+//! Deliberately absent: post-copy migration, packed rings, legacy drivers.
 
 mod backend;
 mod channel;
 mod config_space;
+mod dirty_log;
 mod execute;
 mod guest_buffer;
 mod handler;

@@ -8,6 +8,7 @@
 //! - The kick eventfd is never read, only its edges are watched. The ring is looked at before the first wait, so a kick that
 //!   a dead back end swallowed is not missed; and the driver is interrupted once at the start, for an answer whose
 //!   interrupt a dead back end did not send.
+//! - What a turn writes into guest memory is marked in the dirty log of that turn, if there is one (`queue_phase.rs`).
 //! - A chain is noted in the in-flight record, if there is one, before it is parsed, and the note goes when it is answered.
 //! - What a dead back end left is begun, in its order, before anything new is taken; a request that overlaps one of those
 //!   begun before waits for it.
@@ -18,7 +19,7 @@
 
 use crate::execute::{Finished, execute};
 use crate::inflight::QueueRecord;
-use crate::queue_phase::{Phase, QueuePhase};
+use crate::queue_phase::{Phase, QueuePhase, TurnLog};
 use crate::request::{Parsed, Refusal, Request, Status, parse};
 use crate::resubmit::Overlaps;
 use crate::stats::{RequestKind, VhostBlkStats};
@@ -90,6 +91,8 @@ pub(crate) struct QueueLoop<'a, D> {
     pub(crate) reported: &'a AtomicBool,
     /// Where requests in flight are noted; `None`: the front end keeps no memory for it.
     pub(crate) record: RefCell<Option<&'a mut QueueRecord>>,
+    /// The dirty log of this turn.
+    pub(crate) turn: RefCell<TurnLog>,
 }
 
 /// The kick of a ring that is started and enabled.
@@ -123,7 +126,7 @@ impl<D: BlockDevice> QueueLoop<'_, D> {
         let mut ring = RingState::Open;
         let mut overlaps = Overlaps::default();
         loop {
-            let phase = self.phase.get();
+            let phase = self.phase.begin_turn(&mut self.turn.borrow_mut());
             let looked = again.is_empty();
             match phase {
                 Phase::Abandoning => return Ok(()),
@@ -196,7 +199,10 @@ impl<D: BlockDevice> QueueLoop<'_, D> {
 
     /// Takes chains from the ring as long as there is room.
     fn take(&self, waiting: &mut VecDeque<Taken>, in_flight: usize) -> RingState {
-        match self.try_take(waiting, in_flight) {
+        let taken = self.try_take(waiting, in_flight);
+        // The ring is asked for interrupts and kicks in its used ring.
+        self.mark_used();
+        match taken {
             Ok(state) => state,
             Err(error) => {
                 if !self.reported.swap(true, Ordering::Relaxed) {
@@ -278,7 +284,9 @@ impl<D: BlockDevice> QueueLoop<'_, D> {
             finished.clear();
             return;
         }
-        let used: Vec<(u16, u32)> = finished.drain(..).map(|done| (done.head, done.write_reply())).collect();
+        let turn = self.turn.borrow();
+        let log = turn.log.as_ref();
+        let used: Vec<(u16, u32)> = finished.drain(..).map(|done| (done.head, done.write_reply(log))).collect();
         let mut ring = self.vring.get_mut();
         let mut record = self.record.borrow_mut();
         for (head, len) in used {
@@ -292,11 +300,21 @@ impl<D: BlockDevice> QueueLoop<'_, D> {
                 record.answered(head, ring.get_queue().next_used());
             }
         }
+        if let Some(log) = log {
+            log.mark_used(ring.get_queue().size());
+        }
         // An interrupt too many is harmless, one too few hangs the guest.
         if ring.needs_notification().unwrap_or(true)
             && let Err(error) = ring.signal_used_queue()
         {
             tracing::debug!(target: "datapath", queue = self.index, %error, "interrupt not sent");
+        }
+    }
+
+    /// Marks the used ring in the dirty log, if there is one.
+    fn mark_used(&self) {
+        if let Some(log) = &self.turn.borrow().log {
+            log.mark_used(self.vring.get_ref().get_queue().size());
         }
     }
 

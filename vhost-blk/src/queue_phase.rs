@@ -22,7 +22,12 @@
 //! Invariants: after [`QueuePhase::wait_idle`] returned true the loop touches guest memory no more until the next
 //! `enter`; once closed (by a stop or because the front end left) `enter` is refused for good. Transitions that make no
 //! sense in a phase leave it as it is.
+//!
+//! **Dirty log.** It is handed over here, because the loop asks for its phase in each turn anyway: a turn writes guest memory with one log
+//! from its start to its end, and [`QueuePhase::set_log`] returns when no turn with another one is under way. So what is written after
+//! the front end has its answer is in the new log, and nothing is written into one that the front end has let go.
 
+use crate::dirty_log::QueueLog;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -71,6 +76,18 @@ struct State {
     phase: Phase,
     closed: bool,
     gave_up: bool,
+    log: Option<QueueLog>,
+    /// Counts the changes of `log`; 0: there never was one.
+    log_number: u64,
+    /// The number that the loop's turn has seen; for a loop that has just entered 0.
+    log_seen: u64,
+}
+
+/// The log of a loop's turn.
+#[derive(Debug, Default)]
+pub(crate) struct TurnLog {
+    pub(crate) log: Option<QueueLog>,
+    number: u64,
 }
 
 /// The phase of one queue and the means to wait for its changes.
@@ -96,7 +113,8 @@ impl Drop for Running<'_> {
 
 impl QueuePhase {
     pub(crate) fn new() -> Self {
-        let state = State { phase: Phase::Idle, closed: false, gave_up: false };
+        let state =
+            State { phase: Phase::Idle, closed: false, gave_up: false, log: None, log_number: 0, log_seen: 0 };
         Self { state: Mutex::new(state), idle: Condvar::new(), changed: Notify::new() }
     }
 
@@ -112,7 +130,33 @@ impl QueuePhase {
             return None;
         }
         state.phase = state.phase.after(Event::Enter);
+        state.log_seen = 0;
         Some(Running(self))
+    }
+
+    /// Begins a turn of the loop: gives the phase, and puts the log to be used until the next turn into `turn`.
+    pub(crate) fn begin_turn(&self, turn: &mut TurnLog) -> Phase {
+        let mut state = self.lock();
+        if turn.number != state.log_number {
+            turn.log.clone_from(&state.log);
+            turn.number = state.log_number;
+            state.log_seen = turn.number;
+            self.idle.notify_all();
+        }
+        state.phase
+    }
+
+    /// Changes the log, and waits until the loop, if it runs, uses it and the one before no more.
+    pub(crate) fn set_log(&self, log: Option<QueueLog>) {
+        let mut state = self.lock();
+        if log.is_none() && state.log.is_none() {
+            return;
+        }
+        state.log = log;
+        state.log_number += 1;
+        self.changed.notify_one();
+        let other = |state: &mut State| state.phase != Phase::Idle && state.log_seen != state.log_number;
+        drop(self.idle.wait_while(state, other).unwrap_or_else(PoisonError::into_inner));
     }
 
     /// The ring stops for now.
@@ -206,6 +250,44 @@ mod tests {
         queue.close_and_drain();
         assert!(queue.enter().is_none());
         assert!(queue.wait_idle(Duration::ZERO));
+    }
+
+    #[test]
+    fn when_a_log_is_set_no_turn_without_it_is_under_way() {
+        use crate::dirty_log::DirtyLog;
+        use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+        use std::sync::Arc;
+        use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+        let file = std::fs::File::from(memfd_create("log", MemfdFlags::ALLOW_SEALING).unwrap());
+        file.set_len(8).unwrap();
+        fcntl_add_seals(&file, SealFlags::SHRINK).unwrap();
+        let log = DirtyLog::map(&vhost::vhost_user::message::VhostUserLog::new(8, 0), file).unwrap();
+        let log = QueueLog { log: Arc::new(log), used: None };
+        // 0: between turns, 1: in a turn without a log, 2: in a turn with one.
+        let (queue, turns, end) = (QueuePhase::new(), AtomicU8::new(0), AtomicBool::new(false));
+        queue.set_log(Some(log.clone()));
+        queue.set_log(None);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !end.load(Ordering::SeqCst) {
+                    let _running = queue.enter().expect("nobody closes it");
+                    let mut turn = TurnLog::default();
+                    for _ in 0..7 {
+                        queue.begin_turn(&mut turn);
+                        turns.store(1 + u8::from(turn.log.is_some()), Ordering::SeqCst);
+                        std::thread::yield_now();
+                        turns.store(0, Ordering::SeqCst);
+                    }
+                }
+            });
+            for _ in 0..2000 {
+                queue.set_log(Some(log.clone()));
+                assert_ne!(turns.load(Ordering::SeqCst), 1, "a turn without the log");
+                queue.set_log(None);
+                assert_ne!(turns.load(Ordering::SeqCst), 2, "a turn with the log that was taken back");
+            }
+            end.store(true, Ordering::SeqCst);
+        });
     }
 
     #[test]

@@ -283,6 +283,9 @@ impl<D: BlockDevice> VhostBlkServer<D> {
     /// Waits until the device has finished what a gone front end started; a stop limits the wait.
     fn leave_front_end(&self, backend: &Backend<D>) {
         backend.close_and_discard();
+        if !self.stop.is_stopped() {
+            self.device.guest_left();
+        }
         while !backend.wait_idle(GONE_POLL) {
             if self.stop.is_stopped() {
                 if !backend.wait_idle(self.config.drain_timeout) {

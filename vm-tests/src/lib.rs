@@ -13,6 +13,7 @@
 //! | [`load`] | verified load through the SDK |
 //! | [`cluster`] | a running Ogee cluster from the real binary: commands, kill, stop, restart |
 //! | [`libvirt`] | a libvirtd of the test's own, and a guest that it runs |
+//! | [`migrate`] | a guest moved from one QEMU to another |
 //! | [`nbd`] | a running `ogee nbd serve`, and NBD clients |
 //! | [`shell`] | the guest's shell over its serial line |
 //! | [`torture`] | real processes under faults, with the history checked |
@@ -34,6 +35,7 @@ pub mod history;
 pub mod image;
 pub mod libvirt;
 pub mod load;
+pub mod migrate;
 pub mod nbd;
 pub mod places;
 pub mod process;

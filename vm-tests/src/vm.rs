@@ -2,7 +2,7 @@
 //!
 //! Commands go over the serial line to the shell that the guest's init gives (`shell.rs`).
 //!
-//! Life: `start` -> (`wait_ready` -> `run`* -> `reboot`)* -> `power_off` | `quit`. Dropping a guest at any point kills its QEMU; when it had
+//! Life: `start` or `start_incoming` -> (`wait_ready` -> `run`* -> `reboot`)* -> `power_off` | `quit`. Dropping a guest at any point kills its QEMU; when it had
 //! not been ended in an orderly way, the end of its console is printed, because then a test is failing.
 
 use crate::console::Console;
@@ -61,12 +61,25 @@ impl Vm {
     /// # Errors
     /// When QEMU cannot be started.
     pub fn start(name: &str, disk: &QemuDisk) -> Result<Self> {
+        Self::start_with(name, disk, &[])
+    }
+
+    /// Starts a QEMU that waits for a guest to be migrated to it (`migrate.rs`), and returns at once.
+    ///
+    /// # Errors
+    /// When QEMU cannot be started.
+    pub fn start_incoming(name: &str, disk: &QemuDisk) -> Result<Self> {
+        Self::start_with(name, disk, &["-incoming", "defer"])
+    }
+
+    fn start_with(name: &str, disk: &QemuDisk, more: &[&str]) -> Result<Self> {
         let qemu = Qemu::find()?;
         let scratch = places::scratch()?;
         let log = places::logs()?.join(format!("{name}.console"));
         let errors = File::create(Self::error_path(&scratch)).context("create QEMU's error log")?;
         let mut child = tied(&qemu.binary)
             .args(qemu.arguments(disk, &Self::qmp_path(&scratch)))
+            .args(more)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(errors)
@@ -185,6 +198,17 @@ impl Vm {
         wait_exit(&mut self.child, &format!("QEMU of {}", self.name), COMMAND_LIMIT)?;
         self.over = true;
         Ok(())
+    }
+
+    /// Kills QEMU with SIGKILL.
+    pub fn kill(mut self) {
+        kill_now(&mut self.child);
+        self.over = true;
+    }
+
+    /// The guest of `source` runs here now: goes on where its serial line was left.
+    pub(crate) fn take_over(&mut self, source: &Self) {
+        self.commands = source.commands;
     }
 
     /// A new connection to QEMU's monitor.

@@ -19,6 +19,8 @@ fn wrong_sockets_unknown_volumes_and_unwritable_targets_are_named() -> Result<()
         (&["vhost-blk", "disk", "--socket", &occupied], "occupied"),
         (&["vhost-blk", "nobody", "--socket", &fine], "nobody"),
         (&["vhost-blk", "disk@nowhere", "--socket", &fine], "nowhere"),
+        (&["vhost-blk", "nobody", "--socket", &fine, "--incoming"], "nobody"),
+        (&["vhost-blk", "disk@nowhere", "--socket", &fine, "--incoming"], "disk@nowhere"),
         (&["volume", "info", "nobody"], "nobody"),
         (&["clone", "nobody", "copy"], "nobody"),
         (&["clone", "disk@nowhere", "copy"], "nowhere"),

@@ -4,6 +4,7 @@ mod chunkserver;
 mod control_plane;
 mod extents;
 mod hold;
+mod incoming;
 mod io_errors;
 mod mds;
 mod order;

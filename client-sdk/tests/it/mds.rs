@@ -221,6 +221,9 @@ impl Mds for Node {
             if v.client != 0 && v.client != r.client && !r.steal {
                 return Err(refuse(MdsErrorKind::Attached));
             }
+            if r.resume && v.client != r.client {
+                return Err(refuse(MdsErrorKind::Fenced));
+            }
             v.client = r.client;
             v.volume.attach_epoch += 1;
         }

@@ -141,6 +141,27 @@ async fn an_attach_is_refused_while_its_holder_lives_and_can_be_stolen() {
 }
 
 #[tokio::test]
+async fn only_its_own_client_resumes_an_attach() {
+    let (_cluster, _fleet, mut c) = started(1).await;
+    let resume = |client| m::AttachVolumeRequest { resume: true, ..attach("a", client, false) };
+    let (why, text) = refused(c.attach_volume(resume(1)).await);
+    assert_eq!((why, text.contains("any more")), (MdsErrorKind::Fenced, true), "{text}");
+    let first = c.attach_volume(attach("a", 1, false)).await.expect("attach").into_inner();
+    assert_eq!(refused(c.attach_volume(resume(2)).await).0, MdsErrorKind::Attached);
+    let again = c.attach_volume(resume(1)).await.expect("resumed").into_inner();
+    assert_eq!(again.epoch, first.epoch + 1);
+    // Not even when the holder is dead and forgotten, or has given the volume back.
+    let stolen = c.attach_volume(attach("a", 2, true)).await.expect("steal").into_inner();
+    assert_eq!(refused(c.attach_volume(resume(1)).await).0, MdsErrorKind::Attached);
+    let volume = stolen.volume.expect("a volume").id;
+    let detach = m::DetachVolumeRequest { volume, epoch: stolen.epoch, unclean: false };
+    c.detach_volume(detach).await.expect("detach");
+    for client in [1, 2] {
+        assert_eq!(refused(c.attach_volume(resume(client)).await).0, MdsErrorKind::Fenced);
+    }
+}
+
+#[tokio::test]
 async fn rollback_takes_the_volume_from_its_client() {
     let (_cluster, _fleet, mut c) = started(1).await;
     c.create_snapshot(snapshot_of("a", "s")).await.expect("snapshot");

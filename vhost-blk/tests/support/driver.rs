@@ -27,8 +27,8 @@ const USER_BASE: u64 = 0x7000_0000_0000;
 pub const MEMORY_BYTES: u64 = 16 << 20;
 /// Each ring has a mebibyte: descriptors, available ring, used ring, then headers, tables and data.
 const RING_BYTES: u64 = 1 << 20;
-const AVAIL: u64 = 0x4000;
-const USED: u64 = 0x6000;
+pub const AVAIL: u64 = 0x4000;
+pub const USED: u64 = 0x6000;
 const HEADERS: u64 = 0x8000;
 const TABLES: u64 = 0x2_0000;
 pub const DATA: u64 = 0x4_0000;
@@ -141,6 +141,8 @@ pub struct Ring<'a> {
     seen_used: u16,
     kicked_idx: u16,
     event_idx: bool,
+    /// Whether the device is told to log its writes to the used ring.
+    pub logged: bool,
 }
 
 impl<'a> Ring<'a> {
@@ -158,6 +160,7 @@ impl<'a> Ring<'a> {
             seen_used: 0,
             kicked_idx: 0,
             event_idx: features & EVENT_IDX != 0,
+            logged: false,
         };
         ring.restart(front, 0);
         ring
@@ -165,22 +168,27 @@ impl<'a> Ring<'a> {
 
     /// Starts the ring again where it was, as after a reconnect.
     pub fn restart(&mut self, front: &mut Frontend, avail_base: u16) {
-        let user = USER_BASE + self.base;
-        let config = VringConfigData {
-            queue_max_size: QUEUE_SIZE,
-            queue_size: QUEUE_SIZE,
-            flags: 0,
-            desc_table_addr: user,
-            used_ring_addr: user + USED,
-            avail_ring_addr: user + AVAIL,
-            log_addr: None,
-        };
         front.set_vring_num(self.index, QUEUE_SIZE).unwrap();
-        front.set_vring_addr(self.index, &config).unwrap();
+        self.say_addresses(front);
         front.set_vring_base(self.index, avail_base).unwrap();
         front.set_vring_call(self.index, &self.call).unwrap();
         front.set_vring_kick(self.index, &self.kick).unwrap();
         front.set_vring_enable(self.index, true).unwrap();
+    }
+
+    /// Says where the ring is, and whether it is logged: once more for a ring that runs, as a front end does when a migration starts.
+    pub fn say_addresses(&self, front: &mut Frontend) {
+        let user = USER_BASE + self.base;
+        let config = VringConfigData {
+            queue_max_size: QUEUE_SIZE,
+            queue_size: QUEUE_SIZE,
+            flags: u32::from(self.logged),
+            desc_table_addr: user,
+            used_ring_addr: user + USED,
+            avail_ring_addr: user + AVAIL,
+            log_addr: self.logged.then_some(self.base + USED),
+        };
+        front.set_vring_addr(self.index, &config).unwrap();
     }
 
     /// The next request goes to this slot, 0 to 15; nothing may be in flight there.
@@ -193,6 +201,11 @@ impl<'a> Ring<'a> {
     pub fn poll_used(&mut self) -> Option<(u32, u32)> {
         let none = self.used_idx() == self.seen_used;
         if none { None } else { Some(self.wait_used()) }
+    }
+
+    /// Guest-physical address of the ring's descriptors, from which everything else of it has a fixed distance.
+    pub fn base(&self) -> u64 {
+        self.base
     }
 
     /// Guest-physical address of this ring's data area.

@@ -44,7 +44,7 @@ impl Core {
         let client = names::id("client", r.client)?;
         let mut attempts = ATTEMPTS;
         loop {
-            let takes_over = self.takes_over(&path, client, r.steal)?;
+            let takes_over = if r.resume { Some(self.own(&path, client)?) } else { self.takes_over(&path, client, r.steal)? };
             let (path, description) = (path.clone(), description.clone());
             let command = Command::AttachVolume { path, client, description, takes_over };
             attempts -= 1;
@@ -58,6 +58,17 @@ impl Core {
                 Err(e) if attempts > 0 && e.is_refusal(|r| matches!(r, Refusal::Attached { .. })) => {}
                 Err(e) => return Err(e),
             }
+        }
+    }
+
+    /// The attach of this very client. Nobody but that client ends it and leaves the volume free, so the command that names it is not
+    /// carried out after any other attach.
+    fn own(&self, path: &str, client: u64) -> Result<AttachEpoch, CallError> {
+        let (_, row) = self.read(|tx| namespace::volume(tx, path))?;
+        match row.attached {
+            Some(AttachRow { epoch, client: holder, .. }) if holder == client => Ok(epoch),
+            Some(AttachRow { epoch, description, .. }) => Err(Refusal::Attached { by: description, epoch }.into()),
+            None => Err(CallError::NotHeld),
         }
     }
 

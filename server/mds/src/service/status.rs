@@ -77,6 +77,9 @@ pub(crate) enum CallError {
     /// A hold that is acknowledged is not under way.
     #[error("this hold is not under way")]
     NoSuchHold,
+    /// An attach was to be resumed that is over.
+    #[error("this client does not have the volume attached any more")]
+    NotHeld,
     /// The rows of this node cannot be read.
     #[error("read metadata")]
     Rows(#[source] Box<RowError>),
@@ -121,6 +124,7 @@ impl CallError {
             Self::Placement(PlacementError::TooFewZones { .. }) | Self::NoRoom => MdsErrorKind::NoSpace,
             Self::NotLeader { .. } => MdsErrorKind::NotLeader,
             Self::NoSuchHold => MdsErrorKind::NotFound,
+            Self::NotHeld => MdsErrorKind::Fenced,
             Self::Unreachable { .. } => MdsErrorKind::InUse,
             Self::NoCopyset
             | Self::HoldBroken

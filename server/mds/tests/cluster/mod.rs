@@ -364,6 +364,7 @@ pub fn attach(path: &str, client: u64, steal: bool) -> m::AttachVolumeRequest {
         steal,
         client,
         description: format!("client {client}"),
+        resume: false,
     }
 }
 
