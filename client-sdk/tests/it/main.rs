@@ -5,6 +5,7 @@ mod control_plane;
 mod extents;
 mod hold;
 mod io_errors;
+mod limits;
 mod mds;
 mod order;
 mod oracle;
