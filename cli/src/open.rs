@@ -53,7 +53,7 @@ pub(crate) async fn close_volume(volume: &Volume) -> Result<(), CliError> {
 /// # Errors
 /// As [`open_volume`].
 pub(crate) async fn open_for_reading(context: &Context, name: &VolumeRef) -> Result<(Cluster, Volume), CliError> {
-    let cluster = context.cluster(Some(crate::connect::COMMAND_IO_TIMEOUT))?;
+    let cluster = context.copying_cluster()?;
     let volume = open_volume(&cluster, name, OpenMode::ReadOnly).await?;
     Ok((cluster, volume))
 }
