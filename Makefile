@@ -65,7 +65,7 @@ HOST_TRIPLE := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p' | tr a-z- A
 AS_ROOT := $(if $(filter-out 0,$(shell id -u)),CARGO_TARGET_$(HOST_TRIPLE)_RUNNER="sudo -E")
 # Tests of real processes and guests share two cores with what they test: one at a time.
 test-process: build ## real processes killed with kill -9 and stopped (OGEE_CRASH_ROUNDS=30)
-	cargo test $(CARGO_FLAGS) --test crash --test stall --test rot --test mds_killed --test clone_cost --test group_cut --test rollback_fence --test nbd_clients --test lost_disk --test flatten --test byte_flips --test meta_flipped --test failed_disk --test nbd_map --test fuzz_smoke -- --nocapture --test-threads 1
+	cargo test $(CARGO_FLAGS) --test crash --test stall --test rot --test mds_killed --test clone_cost --test group_cut --test rollback_fence --test nbd_clients --test lost_disk --test flatten --test byte_flips --test meta_flipped --test failed_disk --test nbd_map --test fuzz_smoke --test qos -- --nocapture --test-threads 1
 	$(AS_ROOT) cargo test $(CARGO_FLAGS) --test nbd_tls --test bare_host --test torture -- --nocapture --test-threads 1
 
 test-vm: build ## real QEMU guests

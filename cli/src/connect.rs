@@ -8,7 +8,7 @@ use crate::error::{CliError, ErrorKind};
 use crate::output::Output;
 use crate::sdk_error::call_failed;
 use clap::Args;
-use ogee_client::{Cluster, ClusterConfig, MdsClient};
+use ogee_client::{Cluster, ClusterConfig, LimitsPolicy, MdsClient};
 use ogee_proto::net::{Network, TlsConfig};
 use std::num::NonZeroU64;
 use std::path::PathBuf;
@@ -65,15 +65,27 @@ impl Context {
         self.cluster_as(None, io_timeout)
     }
 
+    /// A connection for a command that copies volumes: limits of volumes do not concern it.
+    ///
+    /// # Errors
+    /// As [`Context::cluster`].
+    pub(crate) fn copying_cluster(&self) -> Result<Cluster, CliError> {
+        let config = self.config(None, Some(COMMAND_IO_TIMEOUT))?;
+        connect(ClusterConfig { limits: LimitsPolicy::Ignore, ..config })
+    }
+
     /// As [`Context::cluster`], as a known client.
     ///
     /// # Errors
     /// The same.
     pub(crate) fn cluster_as(&self, client: Option<NonZeroU64>, io_timeout: Option<Duration>) -> Result<Cluster, CliError> {
+        connect(self.config(client, io_timeout)?)
+    }
+
+    fn config(&self, client: Option<NonZeroU64>, io_timeout: Option<Duration>) -> Result<ClusterConfig, CliError> {
         let description = format!("{} ogee {}", host_name(), std::process::id());
         let (mds, network) = (self.mds_addrs()?, self.network()?);
-        let config = ClusterConfig { mds, network, description, client, io_timeout, ..ClusterConfig::default() };
-        Cluster::connect_lazy(config).map_err(|e| call_failed("connect", &e))
+        Ok(ClusterConfig { mds, network, description, client, io_timeout, ..ClusterConfig::default() })
     }
 
     /// Calls to the MDS, for commands that open no volume.
@@ -140,6 +152,10 @@ impl Context {
         let text = "no cluster is named: give --mds HOST:PORT or set OGEE_MDS; for a local one: ogee dev up";
         Err(CliError::new(ErrorKind::Usage, text))
     }
+}
+
+fn connect(config: ClusterConfig) -> Result<Cluster, CliError> {
+    Cluster::connect_lazy(config).map_err(|e| call_failed("connect", &e))
 }
 
 /// The MDS client together with the connection that carries it.

@@ -25,6 +25,8 @@ pub(crate) struct Wish<'a> {
     pub owner: Option<&'a str>,
     /// The pool of chunkservers that holds it.
     pub pool: &'a str,
+    /// Bytes of its logical sectors.
+    pub sector_bytes: u32,
 }
 
 /// Says early that the name is taken, before gigabytes are copied; the rename at the end decides.
@@ -55,6 +57,8 @@ pub(crate) async fn create(cluster: &Cluster, wish: &Wish<'_>) -> Result<VolumeP
         owner: wish.owner.unwrap_or_default().to_owned(),
         create_parents: true,
         pool: wish.pool.to_owned(),
+        sector_bytes: wish.sector_bytes,
+        limits: None,
     };
     match cluster.mds().create_volume(request).await {
         Ok(_) => Ok(path),

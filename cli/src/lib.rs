@@ -48,6 +48,7 @@ mod null_device;
 mod open;
 mod output;
 pub mod qcow2;
+mod qos;
 mod scrub;
 mod sdk_error;
 mod signals;

@@ -5,6 +5,7 @@
 
 use bytes::Bytes;
 use ogee_client::{BlockDevice, DeviceInfo, IoError, ReadData, ReadPiece};
+use ogee_common::limits::SECTOR_BYTES;
 use std::sync::Arc;
 use tokio::sync::watch;
 
@@ -25,7 +26,8 @@ impl NullDevice {
 
 impl BlockDevice for NullDevice {
     fn info(&self) -> DeviceInfo {
-        DeviceInfo { size_bytes: self.size_bytes, read_only: false, serial: "ogee-null".to_owned() }
+        let (size_bytes, serial) = (self.size_bytes, "ogee-null".to_owned());
+        DeviceInfo { size_bytes, read_only: false, sector_bytes: SECTOR_BYTES, serial }
     }
 
     fn for_thread(&self) -> Self {

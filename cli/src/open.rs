@@ -49,11 +49,11 @@ pub(crate) async fn close_volume(volume: &Volume) -> Result<(), CliError> {
 ///
 /// # Errors
 /// The MDS does not know it or does not answer, or the name is that of a snapshot.
-pub(crate) async fn look_up_incoming(cluster: &Cluster, name: &VolumeRef) -> Result<IncomingVolume, CliError> {
+pub(crate) async fn look_up_incoming(cluster: &Cluster, name: &VolumeRef, serial: Option<&str>) -> Result<IncomingVolume, CliError> {
     if name.snapshot.is_some() {
         return Err(CliError::new(ErrorKind::Usage, format!("{name} is a snapshot; --incoming is for volumes that are written")));
     }
-    match IncomingVolume::look_up(cluster, &name.path).await {
+    match IncomingVolume::look_up(cluster, &name.path, serial).await {
         Ok(volume) => Ok(volume),
         Err(OpenError::Attach { source, .. }) => Err(call_failed(&format!("look up {name}"), &source)),
         Err(e) => Err(CliError::caused(ErrorKind::Failure, format!("look up {name}"), e)),
@@ -82,7 +82,7 @@ fn not_in_time(name: &VolumeRef) -> CliError {
 /// # Errors
 /// As [`open_volume`].
 pub(crate) async fn open_for_reading(context: &Context, name: &VolumeRef) -> Result<(Cluster, Volume), CliError> {
-    let cluster = context.cluster(Some(crate::connect::COMMAND_IO_TIMEOUT))?;
+    let cluster = context.copying_cluster()?;
     let volume = open_volume(&cluster, name, OpenMode::ReadOnly).await?;
     Ok((cluster, volume))
 }

@@ -55,9 +55,12 @@ pub(crate) struct VhostBlkArgs {
     /// Queues offered, best as many as the guest has CPUs
     #[arg(long, default_value_t = ogee_vhost_blk::NUM_QUEUES_DEFAULT)]
     queues: u16,
-    /// Refuse writes
+    /// Refuse writes; any number of daemons may serve a volume or a snapshot so
     #[arg(long)]
     read_only: bool,
+    /// What the guest sees as the disk's serial, at most 20 characters; by default ogee and the volume's number
+    #[arg(long, value_name = "TEXT", value_parser = serial, conflicts_with = "null")]
+    serial: Option<String>,
     /// Take the volume from the client that has it attached
     #[arg(long, conflicts_with = "read_only")]
     steal: bool,
@@ -77,6 +80,12 @@ impl VhostBlkArgs {
     fn subject(&self) -> String {
         self.volume.as_ref().map_or_else(|| "a null device".to_owned(), ToString::to_string)
     }
+}
+
+/// A serial as virtio-blk has it: 1 to 20 printable ASCII characters.
+fn serial(text: &str) -> Result<String, String> {
+    let is_serial = (1..=ogee_vhost_blk::ID_BYTES).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
+    if is_serial { Ok(text.to_owned()) } else { Err("a serial has 1 to 20 printable ASCII characters, no spaces".to_owned()) }
 }
 
 /// The size of a null device: whole pages.
@@ -141,7 +150,11 @@ async fn serve(context: &Context, args: VhostBlkArgs) -> Result<(), CliError> {
     }
     let attach = async {
         let cluster = context.cluster_as(NonZeroU64::new(claim.client()), args.io_timeout.map(Duration::from_secs))?;
-        open_volume(&cluster, name, mode).await
+        let volume = open_volume(&cluster, name, mode).await?;
+        Ok::<_, CliError>(match &args.serial {
+            Some(serial) => volume.with_serial(serial),
+            None => volume,
+        })
     };
     let volume = match attach.await {
         Ok(volume) => volume,
@@ -175,7 +188,7 @@ async fn serve_incoming(
 ) -> Result<(), CliError> {
     let look_up = async {
         let cluster = context.cluster_as(NonZeroU64::new(claim.client()), args.io_timeout.map(Duration::from_secs))?;
-        look_up_incoming(&cluster, name).await
+        look_up_incoming(&cluster, name, args.serial.as_deref()).await
     };
     let volume = match look_up.await {
         Ok(volume) => volume,
@@ -284,6 +297,14 @@ fn shell_words(words: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn serials_are_what_a_guest_can_read() {
+        assert_eq!(serial("SN-0123456789abcdefX"), Ok("SN-0123456789abcdefX".to_owned()));
+        for bad in ["", "0123456789abcdefghijk", "a b", "\u{e9}", "a\nb"] {
+            assert!(serial(bad).is_err(), "{bad:?}");
+        }
+    }
 
     #[test]
     fn words_survive_a_shell() {

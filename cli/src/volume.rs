@@ -5,13 +5,14 @@ use crate::error::{CliError, ErrorKind};
 use crate::names;
 use crate::open::take_and_release;
 use crate::output::{Output, Progress, Table, counted, date};
+use crate::qos::{self, LimitArgs, LimitsView, SetArgs};
 use crate::sdk_error::call_failed;
 use clap::{Args, Subcommand};
 use ogee_client::MdsClient;
-use ogee_common::limits::{PAGE_BYTES, VOLUME_BYTES_MAX, VOLUME_BYTES_MIN};
+use ogee_common::limits::{PAGE_BYTES, SECTOR_BYTES, VOLUME_BYTES_MAX, VOLUME_BYTES_MIN};
 use ogee_common::name::VolumePath;
 use ogee_common::size::{ByteLen, parse_bytes};
-use ogee_proto::MdsErrorKind;
+use ogee_proto::{MdsErrorKind, volume_limits};
 use ogee_proto::mds as m;
 use serde::Serialize;
 use std::time::Duration;
@@ -40,6 +41,12 @@ pub(crate) enum VolumeCommand {
     /// Grow a volume; a running guest sees the new size
     #[command(after_help = "Example:\n  ogee volume resize tenant-a/web/disk0 --size 128G")]
     Resize(ResizeArgs),
+    /// Limit what a volume does in a second; whoever has it attached obeys at once
+    #[command(after_help = "Examples:\n  ogee volume set tenant-a/web/disk0 --iops 500:2000:30 --write-mib 100\n  \
+        ogee volume set tenant-a/web/disk0 --iops none\n\n\
+        500:2000:30 is 500 a second, and after a rest 2000 a second for 30 s. Limits that are not named stay as they are.\n\
+        A read-only attach keeps the limits it began with.")]
+    Set(SetArgs),
     /// Move a volume to another name; who has it attached does not notice
     #[command(after_help = "Example:\n  ogee volume rename tenant-a/web/disk0 tenant-a/old/disk0")]
     Rename(RenameArgs),
@@ -65,6 +72,11 @@ pub(crate) struct CreateArgs {
     /// The pool of chunkservers that holds it
     #[arg(long, value_parser = names::plain, default_value = "default")]
     pool: String,
+    /// Bytes of a logical sector, 512 or 4096, for good; clones inherit it
+    #[arg(long, value_name = "BYTES", value_parser = sector_size, default_value_t = SECTOR_BYTES)]
+    sector_size: u32,
+    #[command(flatten)]
+    limits: LimitArgs,
 }
 
 /// Arguments of `volume ls`.
@@ -151,6 +163,17 @@ pub(crate) fn volume_size(text: &str) -> Result<u64, Box<dyn std::error::Error +
     Err(format!("a volume has {min} to {max}").into())
 }
 
+/// Parses the size of a logical sector, for clap.
+///
+/// # Errors
+/// Neither 512 nor 4,096 bytes.
+pub(crate) fn sector_size(text: &str) -> Result<u32, String> {
+    match parse_bytes(text).ok().and_then(|bytes| u32::try_from(bytes).ok()) {
+        Some(bytes @ (SECTOR_BYTES | PAGE_BYTES)) => Ok(bytes),
+        _ => Err("a logical sector has 512 or 4096 bytes".to_owned()),
+    }
+}
+
 /// A volume as programs see it.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct VolumeView {
@@ -176,6 +199,9 @@ pub(crate) struct VolumeView {
     /// Copysets that a flatten is done with, of how many; 0: none is under way, or not asked for.
     flatten_done: u32,
     flatten_total: u32,
+    /// Bytes of a logical sector.
+    sector_bytes: u32,
+    limits: LimitsView,
 }
 
 impl From<m::Volume> for VolumeView {
@@ -199,6 +225,9 @@ impl From<m::Volume> for VolumeView {
             folder: v.directory,
             flatten_done: v.flatten_done,
             flatten_total: v.flatten_total,
+            // 0 of an MDS that knows no other.
+            sector_bytes: if v.sector_bytes == 0 { SECTOR_BYTES } else { v.sector_bytes },
+            limits: qos::view(volume_limits(v.limits.as_ref())),
         }
     }
 }
@@ -223,6 +252,10 @@ pub(crate) async fn run(context: &Context, command: VolumeCommand) -> Result<(),
             let done = mds.extend_volume(request).await;
             let volume = done.map_err(|e| call_failed(&format!("resize volume {path}"), &e))?;
             out.result(&VolumeView::from(volume), |v| format!("{path} has {}", ByteLen(v.size_bytes)))
+        }
+        VolumeCommand::Set(args) => {
+            let volume = qos::set(&mds, &args).await?;
+            out.result(&VolumeView::from(volume), |v| format!("limits of {}: {}", v.path, qos::describe(&v.limits)))
         }
         VolumeCommand::Flatten(args) => flatten(&mds, out, &args).await,
         VolumeCommand::Rename(args) => {
@@ -252,6 +285,8 @@ async fn create(mds: &MdsClient, out: Output, args: CreateArgs) -> Result<(), Cl
         owner: args.owner.unwrap_or_default(),
         create_parents: true,
         pool: args.pool,
+        sector_bytes: args.sector_size,
+        limits: Some(args.limits.changes().into()),
     };
     let reply = mds.create_volume(request).await;
     let volume = reply.map_err(|e| call_failed(&format!("create volume {path}"), &e))?;
@@ -354,6 +389,8 @@ fn describe(v: &VolumeView) -> String {
         ("name", v.path.clone()),
         ("id", v.id.to_string()),
         ("size", format!("{} ({} bytes)", ByteLen(v.size_bytes), v.size_bytes)),
+        ("sector size", format!("{} bytes", v.sector_bytes)),
+        ("limits", qos::describe(&v.limits)),
         ("owner", or_dash(&v.owner)),
         ("created", date(v.created_unix_ms)),
         ("snapshots", v.snapshots.to_string()),
@@ -376,6 +413,8 @@ mod tests {
         assert_eq!(volume_size("64G").expect("good"), 64 << 30);
         assert_eq!(volume_size("1048577").expect("good"), (1 << 20) + 4096);
         assert_eq!(volume_size("64T").expect("good"), 64 << 40);
+        assert_eq!((sector_size("512"), sector_size("4096"), sector_size("4K")), (Ok(512), Ok(4096), Ok(4096)));
+        assert!(["0", "1024", "8K", "x", ""].iter().all(|bad| sector_size(bad).is_err()));
         for bad in ["0", "1000K", "65T", "18446744073709551615", "x"] {
             assert!(volume_size(bad).is_err(), "{bad}");
         }

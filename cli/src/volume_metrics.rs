@@ -65,5 +65,7 @@ pub(crate) fn fill(volumes: &[Volume], page: &mut Page<'_>) -> std::fmt::Result 
     page.counter("volume_unknown_outcomes", "Attempts without an answer in time", sum(|s| s.unknown_outcomes))?;
     let mismatches = "Replies and writes whose checksums did not match";
     page.counter("volume_checksum_mismatches", mismatches, sum(|s| s.checksum_mismatches))?;
-    page.counter("volume_holds", "Times that writes were held for a volume snapshot", sum(|s| s.holds))
+    page.counter("volume_holds", "Times that writes were held for a volume snapshot", sum(|s| s.holds))?;
+    let throttled = "IOs that waited for the volume's limits before they began";
+    page.counter("volume_throttled_ios", throttled, sum(|s| s.throttled))
 }

@@ -5,14 +5,16 @@
 //! which only grows. Absent: sessions, which belong to a handle.
 
 use crate::block_device::Moment;
-use crate::cluster::ClusterInner;
+use crate::cluster::{ClusterInner, LimitsPolicy};
 use crate::fence::FenceTable;
 use crate::gate::Gate;
 use crate::layout::LayoutCache;
 use crate::stats::Stats;
+use crate::throttle::{self, Throttle};
 use crate::write_order::WriteOrder;
 use ogee_common::id::{AttachEpoch, LayerId, VolumeId};
 use ogee_common::name::VolumeRef;
+use ogee_common::qos::VolumeLimits;
 use ogee_proto::data::Ancestor;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{Notify, watch};
@@ -29,6 +31,8 @@ pub struct AttachInfo {
     pub layer: LayerId,
     /// The attach; 0 when read-only.
     pub epoch: AttachEpoch,
+    /// Bytes of a logical sector: IO is in multiples of it.
+    pub sector_bytes: u32,
 }
 
 /// See the module's documentation.
@@ -39,6 +43,7 @@ pub(crate) struct Attachment {
     /// Parents of the layer, nearest first.
     pub(crate) chain: Vec<Ancestor>,
     pub(crate) gate: Gate,
+    pub(crate) throttle: Throttle,
     pub(crate) order: Arc<WriteOrder>,
     pub(crate) layout: LayoutCache,
     pub(crate) fences: FenceTable,
@@ -74,6 +79,20 @@ impl Attachment {
             *size = (*size).max(size_bytes);
             grows
         });
+    }
+
+    /// The MDS's word on the limits, unless this client does not obey any.
+    pub(crate) fn limit(self: &Arc<Self>, limits: VolumeLimits) {
+        if self.cluster.config.limits == LimitsPolicy::Obey && self.throttle.set(limits) {
+            let task = self.cluster.control().spawn(throttle::run(Arc::downgrade(self)));
+            self.tasks.lock().unwrap_or_else(PoisonError::into_inner).push(task);
+        }
+    }
+
+    /// Ends the attach: the gate refuses all IO, also what waits for limits.
+    pub(crate) fn end(&self, fenced: bool) {
+        self.gate.end(fenced);
+        self.throttle.close();
     }
 
     /// Ends the control tasks.

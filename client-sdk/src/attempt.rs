@@ -344,7 +344,7 @@ impl<'a> DataPath<'a> {
             Next::NoSpace => return Err(failure(request, sent, IoErrorKind::NoSpace)),
             Next::Never(kind) => {
                 if kind != IoErrorKind::InvalidInput {
-                    at.gate.end(kind == IoErrorKind::Fenced);
+                    at.end(kind == IoErrorKind::Fenced);
                 }
                 return Err(failure(request, sent, kind));
             }

@@ -16,6 +16,8 @@ pub struct DeviceInfo {
     pub size_bytes: u64,
     /// Whether writes are refused.
     pub read_only: bool,
+    /// Bytes of a logical sector: 512 or 4,096. IO that is not in whole sectors is refused.
+    pub sector_bytes: u32,
     /// Serial shown to guests (virtio-blk GET_ID); at most 20 bytes ASCII.
     pub serial: String,
 }
@@ -157,7 +159,8 @@ pub enum Arrival {
     Back,
 }
 
-/// A device that holds blocks. Clones share the device. Offsets and lengths are bytes and multiples of 512.
+/// A device that holds blocks. Clones share the device. Offsets and lengths are bytes and multiples of
+/// [`DeviceInfo::sector_bytes`].
 pub trait BlockDevice: Clone + Send + Sync + 'static {
     /// Size and properties as of now; the size may grow (see [`BlockDevice::resized`]).
     fn info(&self) -> DeviceInfo;

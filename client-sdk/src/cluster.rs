@@ -27,6 +27,16 @@ pub enum NoSpacePolicy {
     Wait,
 }
 
+/// What a client makes of the limits of a volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LimitsPolicy {
+    /// It does no more than they allow. The default, for whoever serves a volume.
+    #[default]
+    Obey,
+    /// They do not concern it: a command that copies a volume for an administrator.
+    Ignore,
+}
+
 /// How long things may take. The defaults are those of [`ogee_common::limits`]; tests shorten them.
 #[derive(Debug, Clone, Copy)]
 pub struct Timing {
@@ -76,6 +86,8 @@ pub struct ClusterConfig {
     pub io_timeout: Option<Duration>,
     /// What a full cluster does to a write.
     pub no_space: NoSpacePolicy,
+    /// What limits of volumes are to this client.
+    pub limits: LimitsPolicy,
     /// Times of single steps.
     pub timing: Timing,
 }

@@ -178,10 +178,15 @@ impl Gate {
         self.check()
     }
 
-    /// Refuses new IO and waits until none is in flight.
-    pub(crate) async fn close(&self) {
+    /// Refuses new IO; what is in flight may finish.
+    pub(crate) fn refuse_new(&self) {
         self.life.fetch_max(CLOSING, Ordering::SeqCst);
         self.changed.notify_waiters();
+    }
+
+    /// Refuses new IO and waits until none is in flight.
+    pub(crate) async fn close(&self) {
+        self.refuse_new();
         self.wait(|state| {
             (state.inflight.is_empty() && self.reads.load(Ordering::SeqCst) == 0).then_some(())
         })

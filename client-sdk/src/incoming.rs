@@ -23,13 +23,13 @@
 //! - An attempt ends with the guest it was made for: a volume is not taken for a guest that is gone.
 //! - IO waits for the attach, at most for the cluster's IO timeout; it fails only if the attach is refused for good, or its guest left.
 
-use crate::block_device::{Arrival, BlockDevice, DeviceInfo, Extent, IoError, IoErrorKind, ReadData};
+use crate::block_device::{Arrival, BlockDevice, DeviceInfo, Extent, IoError, IoErrorKind, Moment, ReadData};
 use crate::cluster::Cluster;
 use crate::mds_client::MdsCallError;
-use crate::volume::{DetachError, OpenError, OpenMode, Volume, serial};
+use crate::volume::{DetachError, OpenError, OpenMode, Volume, serial as own_serial};
 use bytes::Bytes;
 use ogee_common::id::VolumeId;
-use ogee_common::limits::{PAGE_BYTES, VOLUME_BYTES_MAX};
+use ogee_common::limits::{PAGE_BYTES, SECTOR_BYTES, VOLUME_BYTES_MAX};
 use ogee_common::name::{VolumePath, VolumeRef};
 use ogee_common::rng;
 use ogee_proto::MdsErrorKind;
@@ -77,6 +77,7 @@ struct Shared {
     cluster: Cluster,
     name: VolumeRef,
     serial: String,
+    sector_bytes: u32,
     state: watch::Sender<State>,
     size: watch::Sender<u64>,
     tasks: Mutex<Tasks>,
@@ -91,11 +92,11 @@ pub struct IncomingVolume {
 }
 
 impl IncomingVolume {
-    /// Looks the volume up; nothing is attached.
+    /// Looks the volume up; nothing is attached. It shows `serial`, if there is one, in place of its own (see [`DeviceInfo`]).
     ///
     /// # Errors
     /// The MDS does not know the volume, does not answer, or says something that makes no sense.
-    pub async fn look_up(cluster: &Cluster, path: &VolumePath) -> Result<Self, OpenError> {
+    pub async fn look_up(cluster: &Cluster, path: &VolumePath, serial: Option<&str>) -> Result<Self, OpenError> {
         let name = VolumeRef { path: path.clone(), snapshot: None };
         let found = cluster.mds().stat_volume(StatVolumeRequest { path: path.to_string() }).await;
         let found = found.map_err(|source| OpenError::Attach { volume: name.to_string(), source })?;
@@ -103,10 +104,15 @@ impl IncomingVolume {
         if !makes_sense {
             return Err(OpenError::BadGrant { volume: name.to_string(), field: "size" });
         }
+        let sector_bytes = if found.sector_bytes == 0 { SECTOR_BYTES } else { found.sector_bytes };
+        if ![SECTOR_BYTES, PAGE_BYTES].contains(&sector_bytes) {
+            return Err(OpenError::BadGrant { volume: name.to_string(), field: "sector size" });
+        }
         let shared = Shared {
             cluster: cluster.clone(),
             name,
-            serial: serial(VolumeId(found.id)),
+            serial: serial.map_or_else(|| own_serial(VolumeId(found.id)), str::to_owned),
+            sector_bytes,
             state: watch::Sender::new(State::Waiting),
             size: watch::Sender::new(found.size_bytes),
             tasks: Mutex::default(),
@@ -259,7 +265,12 @@ fn tell(size: &watch::Sender<u64>, found: u64) {
 
 impl BlockDevice for IncomingVolume {
     fn info(&self) -> DeviceInfo {
-        DeviceInfo { size_bytes: *self.shared.size.borrow(), read_only: false, serial: self.shared.serial.clone() }
+        DeviceInfo {
+            size_bytes: *self.shared.size.borrow(),
+            read_only: false,
+            sector_bytes: self.shared.sector_bytes,
+            serial: self.shared.serial.clone(),
+        }
     }
 
     fn for_thread(&self) -> Self {
@@ -286,8 +297,8 @@ impl BlockDevice for IncomingVolume {
         self.volume("write zeroes", offset, len).await?.write_zeroes(offset, len).await
     }
 
-    async fn extents(&self, offset: u64, len: u64) -> Result<Vec<Extent>, IoError> {
-        self.volume("extents", offset, len).await?.extents(offset, len).await
+    async fn extents(&self, offset: u64, len: u64, since: Option<Moment>) -> Result<Vec<Extent>, IoError> {
+        self.volume("extents", offset, len).await?.extents(offset, len, since).await
     }
 
     fn guest_starts(&self, arrival: Arrival) {

@@ -18,16 +18,20 @@ use futures_util::stream::FuturesUnordered;
 use ogee_common::geometry::{ChunkSpan, chunk_spans, segment_of};
 use ogee_common::id::{ChunkIndex, CopysetId};
 use ogee_common::limits::{
-    CHUNK_BYTES, IO_BYTES_MAX, REQUEST_BYTES_MAX, SECTOR_BYTES, SEGMENT_BYTES, ZERO_BYTES_MAX, ZERO_SPANS_PARALLEL,
+    CHUNK_BYTES, IO_BYTES_MAX, REQUEST_BYTES_MAX, SEGMENT_BYTES, ZERO_BYTES_MAX, ZERO_SPANS_PARALLEL,
 };
 use ogee_common::rng;
 use ogee_proto::MdsErrorKind;
 use ogee_proto::mds::GetCopysetsRequest;
 use smallvec::SmallVec;
 
-/// Whether an IO of `len` bytes at `offset` may be done on a device of `size` bytes. Pure.
-pub(crate) fn check_range(offset: u64, len: u64, size: u64, len_max: u64) -> Result<(), IoErrorKind> {
-    let sector = u64::from(SECTOR_BYTES);
+/// Whether an IO of `len` bytes at `offset` may be done on a device of `size` bytes in sectors of `sector` bytes. Pure.
+pub(crate) fn check_range(
+    (offset, len): (u64, u64),
+    (size, sector): (u64, u32),
+    len_max: u64,
+) -> Result<(), IoErrorKind> {
+    let sector = u64::from(sector);
     let inside = offset.checked_add(len).is_some_and(|end| end <= size);
     if inside && len <= len_max && offset.is_multiple_of(sector) && len.is_multiple_of(sector) {
         Ok(())
@@ -180,11 +184,11 @@ impl DataPath<'_> {
             MdsErrorKind::NoSpace if self.at.cluster.config.no_space == NoSpacePolicy::Wait => return Ok(()),
             MdsErrorKind::NoSpace => IoErrorKind::NoSpace,
             MdsErrorKind::Fenced | MdsErrorKind::Attached => {
-                self.at.gate.end(true);
+                self.at.end(true);
                 IoErrorKind::Fenced
             }
             MdsErrorKind::NotFound => {
-                self.at.gate.end(false);
+                self.at.end(false);
                 IoErrorKind::Closed
             }
             _ => IoErrorKind::InvalidInput,
@@ -214,11 +218,15 @@ mod tests {
 
     #[test]
     fn ranges_are_checked() {
-        let check = |offset, len| check_range(offset, len, 1 << 20, 1 << 16);
+        let check = |offset, len| check_range((offset, len), (1 << 20, 512), 1 << 16);
         assert_eq!(check(0, 512), Ok(()));
         assert_eq!(check((1 << 20) - 512, 512), Ok(()));
         for (offset, len) in [(1, 512), (0, 511), (1 << 20, 512), (0, (1 << 16) + 512), (u64::MAX - 511, 1024)] {
             assert_eq!(check(offset, len), Err(IoErrorKind::InvalidInput), "{offset} {len}");
         }
+        let check = |offset, len| check_range((offset, len), (1 << 20, 4096), 1 << 16);
+        assert_eq!(check(4096, 8192), Ok(()));
+        assert_eq!(check(512, 4096), Err(IoErrorKind::InvalidInput));
+        assert_eq!(check(4096, 512), Err(IoErrorKind::InvalidInput));
     }
 }

@@ -2,8 +2,8 @@
 //! front ends are written against.
 //!
 //! Used by vhost-blk, nbd, snapclone and the command line. Invariants: section 6 and 7 of `docs/ARCHITECTURE.md`; the
-//! arguments for them are in the module docs of `session.rs` (order of retries), `gate.rs` (exact snapshots) and
-//! `fence.rs` (one writer). Absent: virtio, NBD, files.
+//! arguments for them are in the module docs of `session.rs` (order of retries), `gate.rs` (exact snapshots),
+//! `fence.rs` (one writer) and `token_bucket.rs` (limits). Absent: virtio, NBD, files.
 
 mod attachment;
 mod attempt;
@@ -23,6 +23,8 @@ mod resolve;
 mod routing;
 mod session;
 mod stats;
+mod throttle;
+mod token_bucket;
 mod verdict;
 mod volume;
 mod watch;
@@ -30,7 +32,7 @@ mod write_order;
 
 pub use attachment::AttachInfo;
 pub use block_device::{Arrival, BlockDevice, DeviceInfo, Extent, ExtentKind, IoError, IoErrorKind, Moment, ReadData, ReadPiece};
-pub use cluster::{Cluster, ClusterConfig, NoSpacePolicy, Timing};
+pub use cluster::{Cluster, ClusterConfig, LimitsPolicy, NoSpacePolicy, Timing};
 pub use incoming::{IncomingEnd, IncomingVolume};
 pub use mds_client::{MdsCallError, MdsClient};
 pub use memory::{MemoryCounters, MemoryDevice};

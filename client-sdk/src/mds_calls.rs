@@ -5,8 +5,8 @@
 //! caller sees what is there. Any other refusal is returned as it is. Absent: parsing of names, policy.
 
 use crate::mds_client::{MdsCallError, MdsClient};
-use ogee_common::limits::MDS_SLOW_ATTEMPT_TIMEOUT;
-use ogee_proto::MdsErrorKind;
+use ogee_common::limits::{MDS_SLOW_ATTEMPT_TIMEOUT, SECTOR_BYTES};
+use ogee_proto::{MdsErrorKind, volume_limits};
 use ogee_proto::mds as m;
 
 macro_rules! rpcs {
@@ -52,6 +52,8 @@ rpcs! {
     pub list_volumes(m::ListVolumesRequest) -> m::ListVolumesReply;
     /// Grows a volume; an equal size is no error.
     pub extend_volume(m::ExtendVolumeRequest) -> m::Volume;
+    /// Sets some of the limits of a volume; an attached client hears of it at once. Repeating it is no error.
+    pub set_volume_limits(m::SetVolumeLimitsRequest) -> m::Volume;
     /// Has a volume copy what it reads from its ancestors, in the background, or stops that; repeating either is no error.
     pub flatten_volume(m::FlattenVolumeRequest) -> m::Volume;
     /// The snapshots of a volume, oldest first.
@@ -99,8 +101,20 @@ impl MdsClient {
     /// Makes an empty volume.
     ///
     /// # Errors
-    /// `already-exists`, `not-found` (parent folder or pool), `invalid-argument`, `limit`, `unavailable`.
+    /// `already-exists`, `not-found` (parent folder or pool), `invalid-argument` (also when the MDS is of an older build
+    /// and left options out that it does not know; the volume is there then), `limit`, `unavailable`.
     pub async fn create_volume(&self, request: m::CreateVolumeRequest) -> Result<m::Volume, MdsCallError> {
+        let asked = (request.sector_bytes.max(SECTOR_BYTES), volume_limits(request.limits.as_ref()));
+        let volume = self.create_volume_once(request).await?;
+        if asked == (volume.sector_bytes.max(SECTOR_BYTES), volume_limits(volume.limits.as_ref())) {
+            return Ok(volume);
+        }
+        let message = "the volume was made without its sector size or limits: the MDS is of an older build".to_owned();
+        let kind = MdsErrorKind::InvalidArgument;
+        Err(MdsCallError { kind, rpc: "create_volume", message, outcome_unknown: false })
+    }
+
+    async fn create_volume_once(&self, request: m::CreateVolumeRequest) -> Result<m::Volume, MdsCallError> {
         let (path, size) = (request.path.clone(), request.size_bytes);
         match self.create_volume_raw(request).await {
             Err(e) if already_done(&e, MdsErrorKind::AlreadyExists) => {

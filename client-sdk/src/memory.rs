@@ -29,6 +29,7 @@ pub struct MemoryCounters {
 struct Shared {
     data: Mutex<Vec<u8>>,
     read_only: bool,
+    sector_bytes: u32,
     size: watch::Sender<u64>,
     counters: MemoryCounters,
 }
@@ -47,8 +48,19 @@ impl MemoryDevice {
     /// A device with the given content.
     #[must_use]
     pub fn with_data(data: Vec<u8>, read_only: bool) -> Self {
+        Self::made(data, read_only, SECTOR_BYTES)
+    }
+
+    /// A writable device of `size_bytes` zeros in logical sectors of `sector_bytes`.
+    #[must_use]
+    pub fn with_sectors(size_bytes: usize, sector_bytes: u32) -> Self {
+        Self::made(vec![0; size_bytes], false, sector_bytes)
+    }
+
+    fn made(data: Vec<u8>, read_only: bool, sector_bytes: u32) -> Self {
         let size = watch::Sender::new(data.len() as u64);
-        Self(Arc::new(Shared { data: Mutex::new(data), read_only, size, counters: MemoryCounters::default() }))
+        let counters = MemoryCounters::default();
+        Self(Arc::new(Shared { data: Mutex::new(data), read_only, sector_bytes, size, counters }))
     }
 
     /// What was asked so far.
@@ -69,7 +81,7 @@ impl MemoryDevice {
 
     fn range(&self, verb: &'static str, offset: u64, len: u64) -> Result<std::ops::Range<usize>, IoError> {
         let fail = |kind| IoError { kind, verb, offset, len, source: None };
-        let sector = u64::from(SECTOR_BYTES);
+        let sector = u64::from(self.0.sector_bytes);
         let end = offset.checked_add(len).ok_or_else(|| fail(IoErrorKind::InvalidInput))?;
         let aligned = offset.is_multiple_of(sector) && len.is_multiple_of(sector);
         if !aligned || end > *self.0.size.borrow() {
@@ -94,6 +106,7 @@ impl BlockDevice for MemoryDevice {
         DeviceInfo {
             size_bytes: *self.0.size.borrow(),
             read_only: self.0.read_only,
+            sector_bytes: self.0.sector_bytes,
             serial: "ogee-memory".to_owned(),
         }
     }

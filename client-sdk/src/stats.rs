@@ -71,6 +71,8 @@ pub struct VolumeStats {
     pub checksum_mismatches: u64,
     /// Times that writes were held for a volume snapshot.
     pub holds: u64,
+    /// IOs that waited for the volume's limits before they began.
+    pub throttled: u64,
 }
 
 #[derive(Debug, Default)]
@@ -103,6 +105,7 @@ pub(crate) struct Stats {
     pub(crate) unknown_outcomes: AtomicU64,
     pub(crate) checksum_mismatches: AtomicU64,
     pub(crate) holds: AtomicU64,
+    pub(crate) throttled: AtomicU64,
 }
 
 /// Adds one to a counter.
@@ -133,6 +136,7 @@ impl Stats {
             unknown_outcomes: get(&self.unknown_outcomes),
             checksum_mismatches: get(&self.checksum_mismatches),
             holds: get(&self.holds),
+            throttled: get(&self.throttled),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! An open volume: attach, IO through handles, detach.
 //!
-//! Called by the front ends. A guest's write takes these steps: [`Volume`] (here: checks, order, ticket, statistics) ->
+//! Called by the front ends. A guest's write takes these steps: [`Volume`] (here: limits, checks, ticket, order, statistics) ->
 //! `io.rs` (cut at chunk bounds, placement) -> `attempt.rs` (fence, leader, retries) -> `session.rs` (connection).
 //! Invariants: no IO is sent after detach told the MDS; all handles of a volume share its fate, its seq and its
 //! statistics; every handle has its own connections. Absent: anything about VMs.
@@ -14,13 +14,16 @@ use crate::io::{LEN_MAX, check_range};
 use crate::layout::LayoutCache;
 use crate::mds_client::MdsCallError;
 use crate::session::Session;
-use crate::stats::{Stats, Verb, VolumeStats};
+use crate::stats::{Stats, Verb, VolumeStats, bump};
+use crate::throttle::Throttle;
+use crate::token_bucket::Lane;
 use crate::watch as control;
 use bytes::Bytes;
 use ogee_common::id::{AttachEpoch, LayerId, VolumeId, VolumeSeq};
-use ogee_common::limits::{ANCESTRY_DEPTH_MAX, PAGE_BYTES, VOLUME_BYTES_MAX};
+use ogee_common::limits::{ANCESTRY_DEPTH_MAX, PAGE_BYTES, SECTOR_BYTES, VOLUME_BYTES_MAX};
 use ogee_common::name::VolumeRef;
-use ogee_proto::MdsErrorKind;
+use ogee_common::qos::VolumeLimits;
+use ogee_proto::{MdsErrorKind, volume_limits};
 use ogee_proto::data::Ancestor;
 use ogee_proto::mds::{AttachGrant, AttachVolumeRequest, DetachVolumeRequest};
 use std::future::Future;
@@ -84,6 +87,8 @@ pub struct DetachError(#[source] pub MdsCallError);
 pub struct Volume {
     at: Arc<Attachment>,
     session: Arc<Session>,
+    /// What this handle says it is, if not the volume's own serial.
+    serial: Option<Arc<str>>,
 }
 
 impl Volume {
@@ -111,6 +116,7 @@ impl Volume {
         let grant = attach.await.map_err(|source| OpenError::Attach { volume: name.clone(), source })?;
         let volume = Self::with_grant(cluster, volume, mode, &grant)
             .map_err(|field| OpenError::BadGrant { volume: name, field })?;
+        volume.at.limit(volume_limits(grant.volume.as_ref().and_then(|v| v.limits.as_ref())));
         if !volume.at.is_read_only() {
             control::start(&volume.at);
         }
@@ -128,12 +134,14 @@ impl Volume {
         let volume = grant.volume.as_ref().filter(|v| v.id != 0).ok_or("volume")?;
         let writes = mode != OpenMode::ReadOnly;
         let page = u64::from(PAGE_BYTES);
+        let sector_bytes = if volume.sector_bytes == 0 { SECTOR_BYTES } else { volume.sector_bytes };
         let identity: [u8; 16] = grant.cluster.as_ref().try_into().map_err(|_| "cluster")?;
         let bad = [
             (grant.layer == 0, "layer"),
             (grant.seq == 0, "seq"),
             ((grant.epoch != 0) != writes, "epoch"),
             (grant.size_bytes > VOLUME_BYTES_MAX || !grant.size_bytes.is_multiple_of(page), "size"),
+            (![SECTOR_BYTES, PAGE_BYTES].contains(&sector_bytes), "sector size"),
             (grant.ancestry.len() > ANCESTRY_DEPTH_MAX, "ancestry"),
             (grant.ancestry.iter().any(|a| a.layer == 0), "ancestry"),
         ];
@@ -151,9 +159,11 @@ impl Volume {
                 volume: VolumeId(volume.id),
                 layer,
                 epoch: AttachEpoch(grant.epoch),
+                sector_bytes,
             },
             chain: grant.ancestry.iter().map(parent).collect(),
             gate: Gate::new(seq),
+            throttle: Throttle::default(),
             order: Arc::default(),
             layout: LayoutCache::new(layer, live_reader.then_some(cluster.0.config.timing.live_layout_ttl)),
             fences: Default::default(),
@@ -163,7 +173,7 @@ impl Volume {
             tasks: Default::default(),
         };
         let session = Session::new(identity, cluster.0.config.network.clone());
-        Ok(Self { at: Arc::new(at), session })
+        Ok(Self { at: Arc::new(at), session, serial: None })
     }
 
     /// What is open.
@@ -186,6 +196,18 @@ impl Volume {
         self.at.can_compare(moment)
     }
 
+    /// The limits that it obeys now.
+    #[must_use]
+    pub fn limits(&self) -> VolumeLimits {
+        self.at.throttle.limits()
+    }
+
+    /// This handle, and those made from it, with another serial in [`DeviceInfo`]; see there for what it may be.
+    #[must_use]
+    pub fn with_serial(self, serial: &str) -> Self {
+        Self { serial: Some(serial.into()), ..self }
+    }
+
     /// What it did since it was opened, all handles together.
     #[must_use]
     pub fn stats(&self) -> VolumeStats {
@@ -198,6 +220,9 @@ impl Volume {
     /// # Errors
     /// [`DetachError`]; the volume is closed for IO either way, and detaching may be tried again.
     pub async fn detach(&self) -> Result<(), DetachError> {
+        // First the gate, which refuses what waits for limits and is let go then.
+        self.at.gate.refuse_new();
+        self.at.throttle.close();
         self.at.gate.close().await;
         let fenced = self.at.gate.check() == Err(IoErrorKind::Fenced);
         if !self.at.is_read_only() && !fenced {
@@ -211,7 +236,7 @@ impl Volume {
                 _ => {}
             }
         }
-        self.at.gate.end(false);
+        self.at.end(false);
         self.at.stop_tasks();
         Ok(())
     }
@@ -229,8 +254,12 @@ impl Volume {
         *self.at.size.borrow()
     }
 
+    fn check(&self, offset: u64, len: u64, len_max: u64) -> Result<(), IoErrorKind> {
+        check_range((offset, len), (self.size(), self.at.info.sector_bytes), len_max)
+    }
+
     fn check_write(&self, offset: u64, len: u64, len_max: u64) -> Result<(), Failure> {
-        check_range(offset, len, self.size(), len_max)?;
+        self.check(offset, len, len_max)?;
         if self.at.is_read_only() { Err(IoErrorKind::ReadOnly.into()) } else { Ok(()) }
     }
 
@@ -257,7 +286,20 @@ impl Volume {
         }
     }
 
-    /// Runs an IO under the policy's time, counts it, and says in its error what it was.
+    /// Waits until an IO may begin. What will be refused waits too.
+    async fn throttle(&self, verb: Verb, len: u64) {
+        let (lane, bytes) = match verb {
+            Verb::Read => (Lane::Read, len.min(LEN_MAX)),
+            Verb::Write => (Lane::Write, len.min(LEN_MAX)),
+            Verb::Discard | Verb::WriteZeroes => (Lane::Write, 0),
+            Verb::Flush => return,
+        };
+        if self.at.throttle.enter(lane, bytes).await {
+            bump(&self.at.stats.throttled);
+        }
+    }
+
+    /// Runs an IO within the volume's limits and under the policy's time, counts it, and says in its error what it was.
     async fn timed<T>(
         &self,
         verb: Verb,
@@ -266,6 +308,7 @@ impl Volume {
         io: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, IoError> {
         let timer = self.at.stats.start(verb);
+        self.throttle(verb, len).await;
         match self.limited(io).await {
             Ok(value) => {
                 timer.done(len);
@@ -286,17 +329,18 @@ impl BlockDevice for Volume {
         DeviceInfo {
             size_bytes: self.size(),
             read_only: self.at.is_read_only(),
-            serial: serial(self.at.info.volume),
+            sector_bytes: self.at.info.sector_bytes,
+            serial: self.serial.as_deref().map_or_else(|| serial(self.at.info.volume), str::to_owned),
         }
     }
 
     fn for_thread(&self) -> Self {
-        Self { at: self.at.clone(), session: self.session.another() }
+        Self { at: self.at.clone(), session: self.session.another(), serial: self.serial.clone() }
     }
 
     async fn read(&self, offset: u64, len: u32) -> Result<ReadData, IoError> {
         let io = async {
-            check_range(offset, u64::from(len), self.size(), LEN_MAX)?;
+            self.check(offset, u64::from(len), LEN_MAX)?;
             let _ticket = self.at.gate.enter_read()?;
             self.path().read(offset, len).await
         };
@@ -337,7 +381,7 @@ impl BlockDevice for Volume {
     /// One question to a copyset for each chunk (16 MiB) of a segment that was ever written. Counts in no statistics.
     async fn extents(&self, offset: u64, len: u64, since: Option<Moment>) -> Result<Vec<Extent>, IoError> {
         let io = async {
-            check_range(offset, len, self.size(), u64::MAX)?;
+            self.check(offset, len, u64::MAX)?;
             let _ticket = self.at.gate.enter_read()?;
             self.path().extents(offset, len, since).await
         };

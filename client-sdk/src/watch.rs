@@ -1,4 +1,4 @@
-//! The control task of a write attach: listens to the MDS for holds, new seqs, new sizes and the end of the attach.
+//! The control task of a write attach: listens to the MDS for holds, new seqs, sizes and limits, and the end of the attach.
 //!
 //! Runs on the control thread; owned by the `Attachment`, which it knows only weakly. Invariants: IO never waits for
 //! this task unless a hold is under way; when the stream ends, a new one is opened to whoever leads the MDS, for ever;
@@ -14,7 +14,7 @@ use crate::mds_client::{MdsClient, refusal};
 use crate::stats::bump;
 use ogee_common::clock;
 use ogee_common::rng;
-use ogee_proto::MdsErrorKind;
+use ogee_proto::{MdsErrorKind, volume_limits};
 use ogee_proto::mds::{AckHoldRequest, AttachEvent, WatchAttachRequest, attach_event::Event};
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
@@ -146,7 +146,7 @@ impl Watcher {
         let over = matches!(kind, MdsErrorKind::Fenced | MdsErrorKind::NotFound | MdsErrorKind::Attached);
         if over && let Some(at) = self.at.upgrade() {
             tracing::warn!(target: "controlpath", volume = %at.info.name, "the attach was ended by the MDS");
-            at.gate.end(true);
+            at.end(true);
         }
         over
     }
@@ -159,6 +159,7 @@ impl Watcher {
                 self.holding = None;
                 at.gate.release(ogee_common::id::VolumeSeq(state.seq));
                 at.grow(state.size_bytes);
+                at.limit(volume_limits(state.limits.as_ref()));
             }
             Event::Hold(token) => {
                 self.holding = None;
@@ -169,7 +170,7 @@ impl Watcher {
             }
             Event::Detached(_) => {
                 tracing::warn!(target: "controlpath", volume = %at.info.name, "the volume was taken by another attach");
-                at.gate.end(true);
+                at.end(true);
                 return Then::Stop;
             }
         }

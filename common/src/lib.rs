@@ -11,6 +11,7 @@ pub mod geometry;
 pub mod id;
 pub mod limits;
 pub mod name;
+pub mod qos;
 pub mod rng;
 pub mod sim;
 pub mod size;

@@ -77,6 +77,15 @@ pub const HOLD_RELEASE_AFTER: Duration = Duration::from_secs(5);
 /// Volumes of which one group snapshot may be taken: all their clients hold while the slowest of them drains.
 pub const SNAPSHOT_GROUP_VOLUMES_MAX: usize = 64;
 
+/// IOs a second that a volume may be limited to: more than any client does.
+pub const QOS_IOPS_MAX: u64 = 100_000_000;
+/// Fewest bytes a second that a volume may be limited to: 64 KiB, so that a request of 4 MiB takes a minute and not days.
+pub const QOS_BYTES_PER_SECOND_MIN: u64 = 64 << 10;
+/// Most bytes a second that a volume may be limited to: 1 TiB, more than any client does.
+pub const QOS_BYTES_PER_SECOND_MAX: u64 = 1 << 40;
+/// Seconds that a burst may last: an hour.
+pub const QOS_BURST_SECONDS_MAX: u32 = 3600;
+
 const _: () = assert!(CHUNK_BYTES.is_multiple_of(PAGE_BYTES));
 const _: () = assert!(PAGE_BYTES.is_multiple_of(SECTOR_BYTES));
 const _: () = assert!(PAGES_PER_CHUNK.is_multiple_of(PAGES_PER_ROW));

@@ -39,6 +39,8 @@ pub struct ExportInfo {
     pub read_only: bool,
     /// Names of its contexts for changes, at most `NBD_CHANGED_CONTEXTS_MAX`.
     pub contexts: Vec<String>,
+    /// Bytes that offsets and lengths are multiples of: 512 or 4,096.
+    pub sector_bytes: u32,
 }
 
 /// Form of requests and replies after the handshake.
@@ -65,6 +67,8 @@ pub struct Agreement {
     pub size_bytes: u64,
     /// Whether the client was told that it may not write.
     pub read_only: bool,
+    /// Bytes that offsets and lengths are multiples of.
+    pub sector_bytes: u32,
 }
 
 /// What came of one call.
@@ -282,6 +286,7 @@ impl Handshake {
             contexts: self.chosen.filter(|(of, _)| *of == export).map_or(Contexts::default(), |(_, contexts)| contexts),
             size_bytes: exports[export].size_bytes,
             read_only: exports[export].read_only,
+            sector_bytes: exports[export].sector_bytes,
         }
     }
 

@@ -19,7 +19,8 @@
 //! Invariants across them: a client's bytes never make the server panic, wait for ever or allocate without bound; an
 //! error of one connection ends that connection, an error of one request that request; a write is answered after it is
 //! durable and visible to every connection, so FLUSH, FUA and CAN_MULTI_CONN hold; nothing that came in the clear is taken
-//! as if it had come under TLS. Deliberately absent: the old style handshake, ranges not aligned to 512 bytes.
+//! as if it had come under TLS. Deliberately absent: the old style handshake, ranges that are not in whole
+//! logical sectors.
 
 mod connection;
 mod context;

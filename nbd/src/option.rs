@@ -6,7 +6,7 @@
 use crate::handshake::{ExportInfo, Framing};
 use crate::wire::{Fields, info, transmission_flag as flag};
 use bytes::BufMut;
-use ogee_common::limits::{NBD_PAYLOAD_BYTES_MAX, PAGE_BYTES, SECTOR_BYTES};
+use ogee_common::limits::{NBD_PAYLOAD_BYTES_MAX, PAGE_BYTES};
 
 /// The data of INFO and GO.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,7 +49,7 @@ pub(crate) fn export_infos(export: &ExportInfo, framing: Framing, wanted: &InfoR
     if wanted.wants(info::BLOCK_SIZE) {
         let mut payload = Vec::with_capacity(14);
         payload.put_u16(info::BLOCK_SIZE);
-        payload.put_u32(SECTOR_BYTES);
+        payload.put_u32(export.sector_bytes);
         payload.put_u32(PAGE_BYTES);
         payload.put_u32(NBD_PAYLOAD_BYTES_MAX);
         all.push(payload);

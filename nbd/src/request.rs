@@ -11,7 +11,7 @@ use crate::wire::{
     EXTENDED_REQUEST_BYTES, EXTENDED_REQUEST_MAGIC, Errno, Fields, REQUEST_BYTES, REQUEST_MAGIC, command,
     command_flag as flag,
 };
-use ogee_common::limits::{NBD_PAYLOAD_BYTES_MAX, SECTOR_BYTES};
+use ogee_common::limits::NBD_PAYLOAD_BYTES_MAX;
 
 /// The head of a request, as sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -221,7 +221,7 @@ fn check_flags(head: &RequestHead, agreed: &Agreement) -> Result<(), Refusal> {
 
 /// Not empty, aligned, inside.
 fn check_range(head: &RequestHead, agreed: &Agreement) -> Result<(), Refusal> {
-    let sector = u64::from(SECTOR_BYTES);
+    let sector = u64::from(agreed.sector_bytes);
     if head.len == 0 {
         return refuse(Errno::Inval, "an empty range");
     }
@@ -231,7 +231,7 @@ fn check_range(head: &RequestHead, agreed: &Agreement) -> Result<(), Refusal> {
         return refuse(if grows { Errno::NoSpc } else { Errno::Inval }, "beyond the end of the export");
     }
     if !head.offset.is_multiple_of(sector) || !head.len.is_multiple_of(sector) {
-        return refuse(Errno::Inval, "not aligned to 512 bytes");
+        return refuse(Errno::Inval, "not in whole logical sectors");
     }
     Ok(())
 }

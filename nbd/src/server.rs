@@ -267,6 +267,7 @@ impl<D: BlockDevice> NbdServer<D> {
                 size_bytes: device.size_bytes,
                 read_only: device.read_only,
                 contexts: export.changed_since.iter().map(|(name, _)| name.clone()).collect(),
+                sector_bytes: device.sector_bytes,
             }
         };
         Thread {

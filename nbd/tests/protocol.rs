@@ -15,7 +15,8 @@ const MIB: u64 = 1 << 20;
 
 fn export(name: &str, read_only: bool) -> ExportInfo {
     let contexts = if read_only { vec!["ogee:changed:a".to_owned(), "ogee:changed:b".to_owned()] } else { vec![] };
-    ExportInfo { name: name.to_owned(), description: "d".to_owned(), size_bytes: 64 * MIB, read_only, contexts }
+    let (name, description) = (name.to_owned(), "d".to_owned());
+    ExportInfo { name, description, size_bytes: 64 * MIB, read_only, contexts, sector_bytes: 512 }
 }
 
 fn exports() -> Vec<ExportInfo> {
@@ -94,9 +95,7 @@ fn go_with_everything() {
              {REP} 00000007 00000001 00000000"
         ),
     );
-    let contexts = Contexts::ALLOCATION;
-    let agreed = Agreement { export: 0, framing: Framing::Structured, contexts, size_bytes: 64 * MIB, read_only: false };
-    assert_eq!(end, Ok(Progress::Transmission(agreed)));
+    assert_eq!(end, Ok(Progress::Transmission(agreed(Framing::Structured))));
 }
 
 #[test]
@@ -329,9 +328,7 @@ fn what_wants_tls_is_refused_before_it_and_answered_under_it() {
             ),
         ],
     );
-    let agreed =
-        Agreement { export: 0, framing: Framing::Simple, contexts: Contexts::default(), size_bytes: 64 * MIB, read_only: false };
-    assert_eq!(end, Ok(Progress::Transmission(agreed)));
+    assert_eq!(end, Ok(Progress::Transmission(agreed(Framing::Simple))));
 }
 
 #[test]
@@ -391,7 +388,7 @@ fn nothing_sent_in_the_clear_is_taken_as_if_it_had_come_under_tls() {
 
 fn agreed(framing: Framing) -> Agreement {
     let contexts = if framing == Framing::Simple { Contexts::default() } else { Contexts::ALLOCATION };
-    Agreement { export: 0, framing, contexts, size_bytes: 64 * MIB, read_only: false }
+    Agreement { export: 0, framing, contexts, size_bytes: 64 * MIB, read_only: false, sector_bytes: 512 }
 }
 
 #[test]
@@ -462,6 +459,26 @@ fn requests_are_checked_before_anything_is_done() {
     for kind in [1, 4, 6] {
         let head = RequestHead { flags: 0, kind, cookie: 1, offset: 0, len: 512, payload_len: 0 };
         assert_eq!(check(&head, &read_only).map_err(|r| r.errno), Err(Errno::Perm));
+    }
+}
+
+#[test]
+fn large_sectors_are_said_and_asked_for() {
+    let large = [ExportInfo { sector_bytes: 4096, ..export("vm1", false) }];
+    let (out, end, _) = talk(&large, hex(&format!("00000003 {OPT} 00000007 0000000b 00000003 'vm1' 0001 0003")));
+    let replies = format!(
+        "{REP} 00000007 00000003 0000000c 0000 0000000004000000 0d6d
+         {REP} 00000007 00000003 0000000e 0003 00001000 00001000 02000000
+         {REP} 00000007 00000001 00000000"
+    );
+    assert_eq!(out, hex(&replies), "got {out:02x?}");
+    let Ok(Progress::Transmission(agreed)) = end else { panic!("{end:?}") };
+    for kind in [0, 1, 4, 5, 6] {
+        let head = |offset, len| RequestHead { flags: 0, kind, cookie: 1, offset, len, payload_len: 0 };
+        assert!(check(&head(4096, 8192), &agreed).is_ok());
+        for (offset, len) in [(512, 4096), (0, 512), (4096, 4608)] {
+            assert_eq!(check(&head(offset, len), &agreed).map_err(|r| r.errno), Err(Errno::Inval), "{offset} {len}");
+        }
     }
 }
 

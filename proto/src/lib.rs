@@ -6,7 +6,10 @@
 pub mod data;
 pub mod link;
 pub mod net;
+mod qos;
 pub mod unix_socket;
+
+pub use qos::{limit_changes, volume_limits};
 
 /// The gRPC messages, client and server of the MDS (`protos/mds.proto`).
 #[allow(missing_docs, clippy::all, unreachable_pub, clippy::unwrap_used, clippy::too_many_lines)]

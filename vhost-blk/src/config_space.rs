@@ -11,13 +11,13 @@
 //! | 8..12 | size_max | 0, not offered |
 //! | 12..16 | seg_max | queue size - 2 (header and status) |
 //! | 16..20 | geometry | 0, not offered |
-//! | 20..24 | blk_size | 512 |
-//! | 24 | physical_block_exp | 3: 4,096 bytes |
+//! | 20..24 | blk_size | 512 or 4,096: the device's logical sector |
+//! | 24 | physical_block_exp | 3 or 0: a physical block has 4,096 bytes |
 //! | 25 | alignment_offset | 0 |
-//! | 26..28, 28..32 | min_io_size, opt_io_size | 8 and 0 blocks: 4 KiB, none |
+//! | 26..28, 28..32 | min_io_size, opt_io_size | 8 or 1, and 0 logical blocks: 4 KiB, none |
 //! | 32 | writeback | 1, or 0 after the guest asked for write-through |
 //! | 34..36 | num_queues | |
-//! | 36..40, 40..44, 44..48 | discard: sectors, ranges, alignment | [`VHOST_ZERO_SECTORS_MAX`], [`VHOST_ZERO_RANGES_MAX`], 8 |
+//! | 36..40, 40..44, 44..48 | discard: sectors, ranges, alignment, in sectors of 512 bytes | [`VHOST_ZERO_SECTORS_MAX`], [`VHOST_ZERO_RANGES_MAX`], 8 |
 //! | 48..52, 52..56, 56 | write-zeroes: sectors, ranges, may unmap | the same, 1 |
 //! | 57..256 | padding | 0 |
 
@@ -36,9 +36,16 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 const SPACE_BYTES: usize = 256;
 /// Position of the write cache byte.
 const WRITEBACK_AT: u32 = 32;
-/// Logical blocks per physical block, as a power of two.
-const PHYSICAL_BLOCK_EXP: u8 = 3;
-const _: () = assert!(SECTOR_BYTES << PHYSICAL_BLOCK_EXP == PAGE_BYTES);
+/// Sectors of 512 bytes of a page: space is given back in whole pages.
+const PAGE_SECTORS: u32 = PAGE_BYTES / SECTOR_BYTES;
+const _: () = assert!(PAGE_SECTORS.is_power_of_two());
+
+/// Logical blocks per physical block, which is a page, and as a power of two.
+fn physical_block(info: &DeviceInfo) -> (u16, u8) {
+    let blocks = PAGE_BYTES / info.sector_bytes.clamp(SECTOR_BYTES, PAGE_BYTES);
+    let exp = blocks.trailing_zeros();
+    (u16::try_from(blocks).expect("at most 8"), u8::try_from(exp).expect("at most 3"))
+}
 
 /// The bit of `VIRTIO_F_VERSION_1`.
 pub(crate) const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
@@ -109,15 +116,16 @@ impl ConfigSpace {
         let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
         put(0, &(info.size_bytes / u64::from(SECTOR_BYTES)).to_le_bytes());
         put(12, &self.seg_max.to_le_bytes());
-        put(20, &SECTOR_BYTES.to_le_bytes());
-        put(24, &[PHYSICAL_BLOCK_EXP]);
-        put(26, &(1_u16 << PHYSICAL_BLOCK_EXP).to_le_bytes());
+        let (blocks, exp) = physical_block(info);
+        put(20, &info.sector_bytes.to_le_bytes());
+        put(24, &[exp]);
+        put(26, &blocks.to_le_bytes());
         put(32, &[u8::from(self.writeback.load(Ordering::Relaxed))]);
         put(34, &self.num_queues.to_le_bytes());
         if !info.read_only {
             put(36, &VHOST_ZERO_SECTORS_MAX.to_le_bytes());
             put(40, &VHOST_ZERO_RANGES_MAX.to_le_bytes());
-            put(44, &(1_u32 << PHYSICAL_BLOCK_EXP).to_le_bytes());
+            put(44, &PAGE_SECTORS.to_le_bytes());
             put(48, &VHOST_ZERO_SECTORS_MAX.to_le_bytes());
             put(52, &VHOST_ZERO_RANGES_MAX.to_le_bytes());
             put(56, &[1]);
@@ -131,7 +139,7 @@ mod tests {
     use super::*;
 
     fn info(read_only: bool) -> DeviceInfo {
-        DeviceInfo { size_bytes: 0x1_2345_6789 * 512, read_only, serial: String::new() }
+        DeviceInfo { size_bytes: 0x1_2345_6789 * 512, read_only, sector_bytes: 512, serial: String::new() }
     }
 
     #[test]
@@ -150,6 +158,28 @@ mod tests {
             assert_eq!(bytes[56], 1);
         }
         assert_eq!(space.read(&info(false), 34, 2), [3, 0]);
+    }
+
+    #[test]
+    fn large_sectors_are_said_and_the_capacity_stays_in_small_ones() {
+        let space = ConfigSpace::new(1, 128);
+        let bytes = space.read(&DeviceInfo { size_bytes: 1 << 30, sector_bytes: 4096, ..info(false) }, 0, 60);
+        assert_eq!(bytes[0..8], (1_u64 << 21).to_le_bytes());
+        assert_eq!((&bytes[20..24], bytes[24], &bytes[26..28]), (&4096_u32.to_le_bytes()[..], 0, &[1, 0][..]));
+        assert_eq!((&bytes[36..40], &bytes[44..48]), (&0x0020_0000_u32.to_le_bytes()[..], &8_u32.to_le_bytes()[..]));
+    }
+
+    /// What a guest is told of discards and write-zeroes is what the parser takes, and nothing on a read-only device.
+    #[test]
+    fn limits_of_discards_and_write_zeroes_are_those_of_the_parser() {
+        let space = ConfigSpace::new(1, 128);
+        let word = |bytes: &[u8], at: usize| bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes);
+        let bytes = space.read(&info(false), 0, 60);
+        for at in [36, 48] {
+            assert_eq!(word(&bytes, at), Some(VHOST_ZERO_SECTORS_MAX));
+            assert_eq!(word(&bytes, at + 4), Some(VHOST_ZERO_RANGES_MAX));
+        }
+        assert_eq!(space.read(&info(true), 36, 24), [0; 24]);
     }
 
     #[test]

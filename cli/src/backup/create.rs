@@ -4,7 +4,7 @@
 //! snapshot stays (its name starts with `backup-`) until somebody deletes it.
 
 use super::place::{IfMissing, RepoArgs, transfer_failed};
-use crate::connect::{COMMAND_IO_TIMEOUT, Context};
+use crate::connect::Context;
 use crate::error::{CliError, ErrorKind};
 use crate::open::{close_volume, open_volume};
 use crate::output::{Progress, elapsed_ms};
@@ -65,7 +65,7 @@ pub(crate) async fn run(context: &Context, args: CreateArgs) -> Result<(), CliEr
 
 async fn create(context: &Context, args: CreateArgs) -> Result<(), CliError> {
     let mut signals = StopSignals::listen()?;
-    let cluster = context.cluster(Some(COMMAND_IO_TIMEOUT))?;
+    let cluster = context.copying_cluster()?;
     let repo = args.repo.open(IfMissing::Make).await?;
     let start = clock::now();
     let (name, taken) = snapshot_of(&cluster, &args.source).await?;

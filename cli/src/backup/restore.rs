@@ -3,17 +3,18 @@
 //! The volume is filled as `VOLUME.restoring` and gets its name when everything was proved and flushed.
 
 use super::place::{IfMissing, RepoArgs, repo_failed, transfer_failed};
-use crate::connect::{COMMAND_IO_TIMEOUT, Context};
+use crate::connect::Context;
 use crate::error::{CliError, ErrorKind};
 use crate::half_made::{Wish, create, refuse_taken, rename, take_back};
 use crate::names;
 use crate::open::{close_volume, open_volume};
 use crate::output::{Progress, elapsed_ms};
 use crate::signals::StopSignals;
+use crate::volume::sector_size;
 use clap::Args;
 use ogee_client::{Cluster, OpenMode};
 use ogee_common::clock;
-use ogee_common::limits::{PAGE_BYTES, VOLUME_BYTES_MIN};
+use ogee_common::limits::{PAGE_BYTES, SECTOR_BYTES, VOLUME_BYTES_MIN};
 use ogee_common::name::{VolumePath, VolumeRef};
 use ogee_common::size::{ByteLen, parse_bytes};
 use ogee_snapclone::{Index, Repository, RestoreReport, Throttle, restore};
@@ -36,6 +37,9 @@ pub(crate) struct RestoreArgs {
     /// The pool of chunkservers that holds it
     #[arg(long, value_parser = names::plain, default_value = "default")]
     pool: String,
+    /// Bytes of a logical sector, 512 or 4096, for good
+    #[arg(long, value_name = "BYTES", value_parser = sector_size, default_value_t = SECTOR_BYTES)]
+    sector_size: u32,
     /// Bytes a second read from the repository, at most: 50MiB
     #[arg(long, value_parser = parse_bytes, value_name = "BYTES")]
     throttle: Option<u64>,
@@ -67,7 +71,7 @@ async fn act(context: &Context, args: RestoreArgs) -> Result<(), CliError> {
     let mut signals = StopSignals::listen()?;
     let repo = args.repo.open(IfMissing::Fail).await?;
     let index = repo.find(&args.backup).await.map_err(repo_failed)?;
-    let cluster = context.cluster(Some(COMMAND_IO_TIMEOUT))?;
+    let cluster = context.copying_cluster()?;
     refuse_taken(&cluster, &args.volume).await?;
     let start = clock::now();
     let size_bytes = index.size_bytes.next_multiple_of(u64::from(PAGE_BYTES)).max(VOLUME_BYTES_MIN);
@@ -77,6 +81,7 @@ async fn act(context: &Context, args: RestoreArgs) -> Result<(), CliError> {
         size_bytes,
         owner: args.owner.as_deref(),
         pool: &args.pool,
+        sector_bytes: args.sector_size,
     };
     let temporary = create(&cluster, &wish).await?;
     let throttle = Throttle::new(args.throttle.unwrap_or(0));

@@ -5,18 +5,18 @@
 
 use super::source::{ImageFormat, ImageSource};
 use super::upload::{Copied, upload};
-use crate::connect::{COMMAND_IO_TIMEOUT, Context};
+use crate::connect::Context;
 use crate::error::{CliError, ErrorKind};
 use crate::half_made::{Wish, create, refuse_taken, rename, take_back};
 use crate::names;
 use crate::open::{close_volume, open_volume};
 use crate::output::{Progress, bytes_per_second, elapsed_ms};
 use crate::signals::StopSignals;
-use crate::volume::volume_size;
+use crate::volume::{sector_size, volume_size};
 use clap::{Args, Subcommand};
 use ogee_client::{Cluster, OpenMode};
 use ogee_common::clock;
-use ogee_common::limits::{PAGE_BYTES, VOLUME_BYTES_MAX, VOLUME_BYTES_MIN};
+use ogee_common::limits::{PAGE_BYTES, SECTOR_BYTES, VOLUME_BYTES_MAX, VOLUME_BYTES_MIN};
 use ogee_common::name::{VolumePath, VolumeRef};
 use ogee_common::size::ByteLen;
 use serde::Serialize;
@@ -55,6 +55,9 @@ pub(crate) struct ImportArgs {
     /// The pool of chunkservers that holds it
     #[arg(long, value_parser = names::plain, default_value = "default")]
     pool: String,
+    /// Bytes of a logical sector, 512 or 4096, for good
+    #[arg(long, value_name = "BYTES", value_parser = sector_size, default_value_t = SECTOR_BYTES)]
+    sector_size: u32,
 }
 
 /// What `image import` reports.
@@ -100,7 +103,7 @@ async fn import(context: &Context, args: ImportArgs) -> Result<(), CliError> {
     let source = Arc::new(ImageSource::open(&args.file, args.format)?);
     let size_bytes = target_size(source.size_bytes(), args.size)?;
     let mut signals = StopSignals::listen()?;
-    let cluster = context.cluster(Some(COMMAND_IO_TIMEOUT))?;
+    let cluster = context.copying_cluster()?;
     refuse_taken(&cluster, &args.volume).await?;
     let wish = Wish {
         path: &args.volume,
@@ -108,6 +111,7 @@ async fn import(context: &Context, args: ImportArgs) -> Result<(), CliError> {
         size_bytes,
         owner: args.owner.as_deref(),
         pool: &args.pool,
+        sector_bytes: args.sector_size,
     };
     let temporary = create(&cluster, &wish).await?;
     let start = clock::now();

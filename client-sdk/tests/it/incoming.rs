@@ -15,7 +15,7 @@ async fn destination(f: &Fixture) -> (Cluster, IncomingVolume) {
 }
 
 async fn look_up(cluster: &Cluster) -> IncomingVolume {
-    IncomingVolume::look_up(cluster, &VolumePath::parse("vol").expect("valid")).await.expect("there")
+    IncomingVolume::look_up(cluster, &VolumePath::parse("vol").expect("valid"), None).await.expect("there")
 }
 
 async fn kind_of_write(device: &IncomingVolume) -> Result<(), IoErrorKind> {
@@ -136,7 +136,7 @@ async fn io_waits_for_an_mds_and_an_attempt_ends_with_its_guest() {
 #[tokio::test]
 async fn what_cannot_be_served_is_said_at_once_or_in_time() {
     let f = Fixture::with(|config| config.io_timeout = Some(Duration::from_millis(50))).await;
-    let error = IncomingVolume::look_up(&f.cluster, &VolumePath::parse("nobody").expect("valid")).await.expect_err("unknown");
+    let error = IncomingVolume::look_up(&f.cluster, &VolumePath::parse("nobody").expect("valid"), None).await.expect_err("unknown");
     assert!(matches!(error, OpenError::Attach { source, .. } if source.kind == MdsErrorKind::NotFound));
     let incoming = look_up(&f.cluster).await;
     assert_eq!(within(incoming.detach()).await.expect("ended"), IncomingEnd::NeverAttached);
@@ -157,6 +157,6 @@ async fn what_cannot_be_served_is_said_at_once_or_in_time() {
     };
     assert_eq!(within(refused).await, Err(IoErrorKind::Fenced), "deleted meanwhile");
     f.mds.inner().volumes.get_mut("vol").expect("there").volume.size_bytes = 1000;
-    let error = IncomingVolume::look_up(&f.cluster, &VolumePath::parse("vol").expect("valid")).await.expect_err("an odd size");
+    let error = IncomingVolume::look_up(&f.cluster, &VolumePath::parse("vol").expect("valid"), None).await.expect_err("an odd size");
     assert!(matches!(error, OpenError::BadGrant { field: "size", .. }));
 }

@@ -138,7 +138,7 @@ impl FakeMds {
 impl Inner {
     fn state(&self) -> AttachState {
         let volume = &self.volumes["vol"].volume;
-        AttachState { seq: volume.seq, size_bytes: volume.size_bytes }
+        AttachState { seq: volume.seq, size_bytes: volume.size_bytes, limits: volume.limits }
     }
 
     fn place(&mut self, layer: u64, segment: u32) -> Layout {
@@ -313,6 +313,9 @@ impl Mds for Node {
         absent()
     }
     async fn extend_volume(&self, _: Request<ExtendVolumeRequest>) -> Answer<Volume> {
+        absent()
+    }
+    async fn set_volume_limits(&self, _: Request<SetVolumeLimitsRequest>) -> Answer<Volume> {
         absent()
     }
     async fn create_snapshot(&self, _: Request<CreateSnapshotRequest>) -> Answer<Snapshot> {

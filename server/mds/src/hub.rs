@@ -8,6 +8,7 @@
 
 use ogee_common::clock::{self, Instant};
 use ogee_common::id::{AttachEpoch, Term, VolumeId};
+use ogee_common::qos::VolumeLimits;
 use ogee_common::rng;
 use ogee_proto::mds::attach_event::Event;
 use ogee_proto::mds::{AttachEvent, AttachState, Empty};
@@ -88,6 +89,8 @@ pub(crate) struct Current {
     pub(crate) seq: u64,
     /// Bytes.
     pub(crate) size_bytes: u64,
+    /// What the client may do in a second.
+    pub(crate) limits: VolumeLimits,
 }
 
 impl Hub {
@@ -256,7 +259,8 @@ impl Hub {
 }
 
 fn state_event(current: Current) -> Event {
-    Event::State(AttachState { seq: current.seq, size_bytes: current.size_bytes })
+    let Current { seq, size_bytes, limits, .. } = current;
+    Event::State(AttachState { seq, size_bytes, limits: Some(limits.into()) })
 }
 
 /// The events of one attach, as gRPC sends them.
@@ -291,7 +295,7 @@ mod tests {
     const V: VolumeId = VolumeId(7);
 
     fn current(epoch: u64, seq: u64) -> Current {
-        Current { epoch: AttachEpoch(epoch), seq, size_bytes: 1 << 20 }
+        Current { epoch: AttachEpoch(epoch), seq, size_bytes: 1 << 20, limits: VolumeLimits::NONE }
     }
 
     async fn next(stream: &mut EventStream) -> Option<Event> {

@@ -46,7 +46,7 @@ async fn a_client_that_holds_gives_an_exact_snapshot_at_once() {
     let (_cluster, _fleet, mut c) = started(1).await;
     let grant = c.attach_volume(attach("a", 7, false)).await.expect("attach").into_inner();
     let mut stream = c.watch_attach(watch(&grant, 7)).await.expect("watch").into_inner();
-    let state = |seq, size_bytes| Some(Event::State(AttachState { seq, size_bytes }));
+    let state = |seq, size_bytes| Some(Event::State(AttachState { seq, size_bytes, limits: Some(m::VolumeLimits::default()) }));
     assert_eq!(next(&mut stream).await, state(1, 4 * GIB));
     let mut taker = c.clone();
     let taken = tokio::spawn(async move { taker.create_snapshot(snapshot_of("a", "s1")).await });
@@ -75,7 +75,7 @@ async fn a_client_that_does_not_answer_is_bypassed() {
     assert!(began.elapsed() >= HOLD_TIMEOUT);
     assert_eq!((snapshot.ready, &snapshot.hold[..]), (false, "bypassed"));
     assert!(matches!(next(&mut stream).await, Some(Event::Hold(_))));
-    assert_eq!(next(&mut stream).await, Some(Event::State(AttachState { seq: 2, size_bytes: 4 * GIB })));
+    assert!(matches!(next(&mut stream).await, Some(Event::State(AttachState { seq: 2, .. }))));
     // Until the copysets are sealed, the snapshot is of no use, and no segment is placed in open copysets.
     let read = m::AttachVolumeRequest { snapshot: "s1".into(), read_only: true, ..attach("a", 8, false) };
     assert_eq!(refused(c.attach_volume(read.clone()).await).0, MdsErrorKind::Unavailable);
@@ -200,4 +200,55 @@ async fn a_clone_of_an_attached_volume_holds_its_client() {
     assert!(matches!(next(&mut stream).await, Some(Event::State(AttachState { seq: 2, .. }))));
     assert_eq!(refused(c.clone_volume(request).await).0, MdsErrorKind::AlreadyExists, "without a hold");
     assert!(c.list_snapshots(m::ListSnapshotsRequest { path: "a".into() }).await.expect("list").into_inner().snapshots.is_empty());
+}
+
+/// New limits are told at once; while a hold is under way its end tells them, so that they do not let the client go.
+#[tokio::test]
+async fn limits_are_told_to_the_attached_client() {
+    let (_cluster, _fleet, mut c) = started(1).await;
+    let grant = c.attach_volume(attach("a", 7, false)).await.expect("attach").into_inner();
+    let mut stream = c.watch_attach(watch(&grant, 7)).await.expect("watch").into_inner();
+    let none = Some(m::VolumeLimits::default());
+    assert!(matches!(next(&mut stream).await, Some(Event::State(AttachState { limits, .. })) if limits == none));
+    let iops = |rate| Some(m::RateLimit { rate, ..Default::default() });
+    let limits = |rate| Some(m::VolumeLimits { iops: iops(rate), ..Default::default() });
+    let set = |limits| m::SetVolumeLimitsRequest { path: "a".into(), limits };
+    let volume = c.set_volume_limits(set(limits(500))).await.expect("set").into_inner();
+    assert_eq!((volume.limits, volume.sector_bytes), (limits(500), 512));
+    assert!(matches!(next(&mut stream).await, Some(Event::State(AttachState { limits: told, .. })) if told == limits(500)));
+    let mut taker = c.clone();
+    let taken = tokio::spawn(async move { taker.create_snapshot(snapshot_of("a", "s1")).await });
+    let Some(Event::Hold(token)) = next(&mut stream).await else { panic!("no hold") };
+    c.set_volume_limits(set(limits(700))).await.expect("set");
+    c.ack_hold(ack(&grant, token)).await.expect("ack");
+    assert!(matches!(next(&mut stream).await, Some(Event::State(AttachState { seq: 2, limits: told, .. })) if told == limits(700)));
+    assert_eq!(taken.await.expect("task").expect("snapshot").into_inner().hold, "held");
+    // A client that was away hears of them first.
+    let mut again = c.watch_attach(watch(&grant, 7)).await.expect("watch").into_inner();
+    assert!(matches!(next(&mut again).await, Some(Event::State(AttachState { limits: told, .. })) if told == limits(700)));
+    let wrong = m::VolumeLimits { read_bytes: iops(1), ..Default::default() };
+    assert_eq!(refused(c.set_volume_limits(set(Some(wrong))).await).0, MdsErrorKind::InvalidArgument);
+    let reader = m::AttachVolumeRequest { read_only: true, ..attach("a", 8, false) };
+    let grant = c.attach_volume(reader).await.expect("attach").into_inner();
+    assert_eq!(grant.volume.and_then(|v| v.limits), limits(700));
+}
+
+#[tokio::test]
+async fn sector_sizes_are_chosen_once() {
+    let (_cluster, _fleet, mut c) = started(1).await;
+    let large = m::CreateVolumeRequest { sector_bytes: 4096, ..create("large", GIB) };
+    assert_eq!(c.create_volume(large).await.expect("create").into_inner().sector_bytes, 4096);
+    let odd = m::CreateVolumeRequest { sector_bytes: 1024, ..create("odd", GIB) };
+    assert_eq!(refused(c.create_volume(odd).await).0, MdsErrorKind::InvalidArgument);
+    c.create_snapshot(snapshot_of("large", "s")).await.expect("snapshot");
+    let clone = m::CloneVolumeRequest {
+        path: "large".into(),
+        source_snapshot: "s".into(),
+        new_path: "clone".into(),
+        ..Default::default()
+    };
+    assert_eq!(c.clone_volume(clone).await.expect("clone").into_inner().sector_bytes, 4096);
+    let listed = c.list_volumes(m::ListVolumesRequest::default()).await.expect("list").into_inner().volumes;
+    let sectors: Vec<_> = listed.into_iter().map(|v| (v.path, v.sector_bytes)).collect();
+    assert_eq!(sectors, [("a".into(), 512), ("clone".into(), 4096), ("large".into(), 4096)]);
 }

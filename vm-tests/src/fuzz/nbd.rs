@@ -13,6 +13,7 @@ fn exports() -> Vec<ExportInfo> {
         size_bytes: SIZE,
         read_only,
         contexts: vec!["ogee:changed:a".to_owned()],
+        sector_bytes: if read_only { 4096 } else { 512 },
     };
     vec![export("vm1", false), export("vm1@s", true)]
 }
@@ -62,6 +63,7 @@ fn requests(input: &mut BytesMut, agreed: &Agreement) {
             Ok(Command::Disconnect | Command::Flush) | Err(_) => {}
             Ok(command) => {
                 assert!(head.len > 0 && head.offset + head.len <= SIZE);
+                assert!((head.len | head.offset).is_multiple_of(agreed.sector_bytes.into()));
                 let writes =
                     matches!(command, Command::Write { .. } | Command::Trim { .. } | Command::WriteZeroes { .. });
                 assert!(!writes || !agreed.read_only);
@@ -86,7 +88,8 @@ pub(super) fn run(bytes: &[u8]) {
     } else {
         let read_only = choice & 0x40 != 0;
         let contexts = if choice & 0x20 == 0 { Contexts::default() } else { Contexts::ALLOCATION.with(1) };
-        Agreement { export: 0, framing, contexts, size_bytes: SIZE, read_only }
+        let sector_bytes = if choice & 0x10 == 0 { 512 } else { 4096 };
+        Agreement { export: 0, framing, contexts, size_bytes: SIZE, read_only, sector_bytes }
     };
     requests(&mut input, &agreed);
 }

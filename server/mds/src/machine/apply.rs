@@ -9,10 +9,10 @@ use super::clones::NewClone;
 use super::command::{Answer, Command, Envelope, Outcome, decode_answer, encode_answer};
 use super::moves::NewMove;
 use super::namespace::NewVolume;
-use super::row::{Counter, RequestOrderRow, RequestRow};
+use super::row::{Counter, RequestOrderRow, RequestRow, VolumeOptionsRow};
 use super::snapshots::NewSnapshot;
 use super::tx::{RowError, Tx};
-use super::{Halt, Step, attach, clones, flatten, groups, moves, namespace, snapshots, tasks, topology};
+use super::{Halt, Step, attach, clones, flatten, groups, moves, namespace, options, snapshots, tasks, topology};
 use ogee_common::id::PoolId;
 
 /// Answers kept for repeated requests.
@@ -58,17 +58,15 @@ fn run(tx: &mut Tx<'_>, command: &Command, now_unix_ms: u64) -> Step<Outcome> {
     match command {
         Command::FormCluster { cluster } => topology::form(tx, *cluster, now_unix_ms),
         Command::CreateVolume { path, size_bytes, owner, create_parents, pool } => {
-            let new = NewVolume {
-                path,
-                create_parents: *create_parents,
-                owner: owner.clone(),
-                size_bytes: *size_bytes,
-                pool: PoolId(0),
-                parent: String::new(),
-                now_unix_ms,
-            };
+            let new = empty_volume(path, *size_bytes, owner, *create_parents, now_unix_ms);
             namespace::create(tx, new, pool)
         }
+        Command::CreateVolumeWith { path, size_bytes, owner, create_parents, pool, options } => {
+            let (options, create_parents) = (*options, *create_parents);
+            let new = NewVolume { options, ..empty_volume(path, *size_bytes, owner, create_parents, now_unix_ms) };
+            namespace::create(tx, new, pool)
+        }
+        Command::SetLimits { path, changes } => options::set_limits(tx, path, changes),
         Command::DeleteVolume { path, owner } => namespace::delete(tx, path, owner),
         Command::RenameVolume { path, new_path, create_parents } => {
             namespace::rename(tx, path, new_path, *create_parents)
@@ -118,5 +116,19 @@ fn run(tx: &mut Tx<'_>, command: &Command, now_unix_ms: u64) -> Step<Outcome> {
         Command::RemoveChunkserver { chunkserver } => moves::remove_chunkserver(tx, *chunkserver),
         Command::FlattenVolume { path, cancels } => flatten::volume(tx, path, *cancels, now_unix_ms),
         Command::EndMove { copyset, added } => moves::end_cancelled(tx, *copyset, *added),
+    }
+}
+
+/// A volume that stands on nothing, with the default options.
+fn empty_volume<'a>(path: &'a str, size_bytes: u64, owner: &str, create_parents: bool, now_unix_ms: u64) -> NewVolume<'a> {
+    NewVolume {
+        path,
+        create_parents,
+        owner: owner.to_owned(),
+        size_bytes,
+        pool: PoolId(0),
+        parent: String::new(),
+        now_unix_ms,
+        options: VolumeOptionsRow::default(),
     }
 }

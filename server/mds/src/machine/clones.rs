@@ -6,9 +6,9 @@
 
 use super::command::Outcome;
 use super::namespace::{self, NewVolume};
-use super::row::{Counter, LayerRow, ParentRef, SnapshotRow, SnapshotState, VolumeRow};
+use super::row::{Counter, LayerRow, ParentRef, SnapshotRow, SnapshotState, VolumeOptionsRow, VolumeRow};
 use super::tx::Tx;
-use super::{Step, info, layers, snapshots};
+use super::{Step, info, layers, options, snapshots};
 use crate::refusal::Refusal;
 use ogee_common::id::{AttachEpoch, LayerId, VolumeId, VolumeSnapshotId};
 use ogee_common::limits::ANCESTRY_DEPTH_MAX;
@@ -48,6 +48,7 @@ pub(crate) fn clone_volume(tx: &mut Tx<'_>, id: VolumeSnapshotId, new: &NewClone
     let parent = if snapshot.hidden { source_path } else { format!("{source_path}@{}", snapshot.name) };
     let owner = if new.owner.is_empty() { source.owner } else { new.owner.to_owned() };
     let layer = layer_on(tx, VolumeId(0), &snapshot)?;
+    let sector_bytes = options::of(tx, snapshot.volume)?.sector_bytes;
     let volume = NewVolume {
         path: new.path,
         create_parents: new.create_parents,
@@ -56,6 +57,7 @@ pub(crate) fn clone_volume(tx: &mut Tx<'_>, id: VolumeSnapshotId, new: &NewClone
         pool: source.pool,
         parent,
         now_unix_ms: new.now_unix_ms,
+        options: VolumeOptionsRow { sector_bytes, ..VolumeOptionsRow::default() },
     };
     let (volume, child) = namespace::insert(tx, volume, |volume| LayerRow { volume, ..layer })?;
     layers::join_parent(tx, child, volume, ParentRef { layer: snapshot.layer, seq: snapshot.seq })?;

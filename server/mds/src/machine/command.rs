@@ -4,12 +4,13 @@
 //! Invariant: everything that a replica cannot compute by itself (time, random choices, which client is alive) is in
 //! the command, so that applying it gives the same rows everywhere. Names were checked where they entered.
 
-use super::row::{Hold, OutReason};
+use super::row::{Hold, OutReason, VolumeOptionsRow};
 use crate::refusal::Refusal;
 use ogee_common::id::{
     AttachEpoch, ChunkserverId, CopysetId, LayerId, PoolId, ReplicaId, SegmentIndex, SnapshotGroupId, VolumeId,
     VolumeSeq, VolumeSnapshotId,
 };
+use ogee_common::qos::LimitChanges;
 use serde::{Deserialize, Serialize};
 
 /// Version of the log's commands.
@@ -140,6 +141,17 @@ pub(crate) enum Command {
     RemoveChunkserver { chunkserver: ChunkserverId },
     /// Has the head of a volume copy what it reads from its ancestors, or stops that.
     FlattenVolume { path: String, cancels: bool },
+    /// Makes a volume with options that are not the default ones.
+    CreateVolumeWith {
+        path: String,
+        size_bytes: u64,
+        owner: String,
+        create_parents: bool,
+        pool: String,
+        options: VolumeOptionsRow,
+    },
+    /// Sets some limits of a volume.
+    SetLimits { path: String, changes: LimitChanges },
 }
 
 /// What a command did.

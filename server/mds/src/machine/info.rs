@@ -5,10 +5,10 @@
 
 use super::command::{SnapshotInfo, VolumeInfo};
 use super::row::{
-    ChildRow, EntryRow, GroupedRow, LayerRow, SnapshotNameRow, SnapshotRow, SnapshotState, VolumeRow,
+    ChildRow, EntryRow, GroupedRow, LayerRow, SnapshotNameRow, SnapshotRow, SnapshotState, VolumeOptionsRow, VolumeRow,
 };
 use super::tx::Tx;
-use super::{Step, layers, namespace};
+use super::{Step, layers, namespace, options};
 use crate::refusal::USERS_SHOWN_MAX;
 use ogee_common::id::{DirectoryId, VolumeId, VolumeSnapshotId};
 
@@ -90,8 +90,8 @@ pub(crate) fn users(tx: &Tx<'_>, row: &SnapshotRow) -> Step<(Vec<String>, bool)>
 pub(crate) enum Listed {
     /// A folder, by path.
     Folder(String),
-    /// A volume.
-    Volume(Box<VolumeInfo>),
+    /// A volume, and its options.
+    Volume(Box<VolumeInfo>, VolumeOptionsRow),
 }
 
 /// What to list.
@@ -163,7 +163,7 @@ impl Walk<'_, '_> {
         match entry {
             EntryRow::Volume(id) => {
                 let info = volume(self.tx, id, &self.tx.expect(&id)?)?;
-                self.found.push(Listed::Volume(Box::new(info)));
+                self.found.push(Listed::Volume(Box::new(info), options::of(self.tx, id)?));
                 Ok(())
             }
             EntryRow::Directory(id) => {

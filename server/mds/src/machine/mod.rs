@@ -11,6 +11,7 @@
 //! | `layers` | ancestry, placement by reference, collection |
 //! | `snapshots`, `groups`, `clones` | exactness, cuts through several volumes, parents, rollback |
 //! | `flatten` | layers that let go of their parents |
+//! | `options` | sector sizes and limits |
 //! | `attach` | epochs, segments |
 //! | `tasks` | what copysets must do |
 //! | `topology` | chunkservers, pools, copysets, replica ids |
@@ -27,6 +28,7 @@ pub(crate) mod key;
 pub(crate) mod layers;
 pub(crate) mod moves;
 pub(crate) mod namespace;
+pub(crate) mod options;
 pub(crate) mod row;
 pub(crate) mod snapshots;
 pub(crate) mod tasks;

@@ -7,7 +7,7 @@ use super::command::{Outcome, VolumeInfo};
 use super::info;
 use super::row::{
     AttachRow, Counter, DirectoryRow, EntryRow, LayerRow, PoolNameRow, PoolRow, SnapshotNameRow, SnapshotRow,
-    VolumeRow,
+    VolumeOptionsRow, VolumeRow,
 };
 use super::tx::Tx;
 use super::{Step, layers, snapshots};
@@ -27,6 +27,7 @@ pub(crate) struct NewVolume<'a> {
     pub(crate) pool: PoolId,
     pub(crate) parent: String,
     pub(crate) now_unix_ms: u64,
+    pub(crate) options: VolumeOptionsRow,
 }
 
 fn split(path: &str) -> (Vec<&str>, &str) {
@@ -160,6 +161,9 @@ pub(crate) fn insert(
         attached: None,
     };
     tx.put(&id, &row);
+    if new.options != VolumeOptionsRow::default() {
+        tx.put(&id, &new.options);
+    }
     Ok((id, layer_id))
 }
 
@@ -208,6 +212,7 @@ pub(crate) fn delete(tx: &mut Tx<'_>, path: &str, owner: &str) -> Step<Outcome> 
     }
     tx.delete::<EntryRow>(&(row.directory, row.name));
     tx.delete::<VolumeRow>(&id);
+    tx.delete::<VolumeOptionsRow>(&id);
     layers::retire_head(tx, row.layer)?;
     Ok(Outcome::Done)
 }

@@ -14,9 +14,11 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 mod groups;
+mod options;
 mod topology;
 
 pub(crate) use groups::{GroupMember, GroupedRow, SnapshotGroupRow};
+pub(crate) use options::VolumeOptionsRow;
 pub(crate) use topology::{
     ChunkserverRow, ChunkserverUuidRow, CopysetRow, HostedRow, MoveRow, MoveState, OutReason, OutRow, PoolNameRow,
     PoolRow, ReplicaRow,
@@ -73,6 +75,7 @@ tables! {
     MoveRow = 26 "moves" key CopysetId,
     OutRow = 27 "chunkservers out" key ChunkserverId,
     FlattenRow = 28 "flattens" key LayerId,
+    VolumeOptionsRow = 29 "volume options" key VolumeId,
 }
 
 /// How far the log is applied. Written in the batch of every entry.

@@ -5,9 +5,9 @@ use super::topology::weigh;
 use super::{Core, convert, names};
 use crate::hub::EventStream;
 use crate::machine::attach::{self, WantedSegment};
-use crate::machine::command::{Command, Outcome};
+use crate::machine::command::{Command, Grant, Outcome};
 use crate::machine::row::{AttachRow, CopysetRow, LayerRow, SegmentRow};
-use crate::machine::{layers, namespace};
+use crate::machine::{layers, namespace, options};
 use crate::refusal::Refusal;
 use crate::segments;
 use ogee_common::id::{AttachEpoch, LayerId, PoolId, SegmentIndex, VolumeId};
@@ -39,7 +39,7 @@ impl Core {
             if !r.read_only {
                 return Err(CallError::Argument { what: "read_only", wanted: "a snapshot is attached read-only" });
             }
-            return Ok(self.read(|tx| attach::read_only(tx, &path, snapshot.as_deref()))?.into());
+            return self.granted(self.read(|tx| attach::read_only(tx, &path, snapshot.as_deref()))?);
         }
         let client = names::id("client", r.client)?;
         let mut attempts = ATTEMPTS;
@@ -51,7 +51,7 @@ impl Core {
             match self.propose(None, command).await {
                 Ok(Outcome::Attached(grant)) => {
                     self.hub.attached(grant.volume.id, grant.epoch);
-                    return Ok((*grant).into());
+                    return self.granted(*grant);
                 }
                 Ok(_) => return Err(CallError::Answer(crate::machine::command::DecodeError::Trailing)),
                 // Somebody attached or detached between the look and the command.
@@ -70,6 +70,11 @@ impl Core {
             Some(AttachRow { epoch, description, .. }) => Err(Refusal::Attached { by: description, epoch }.into()),
             None => Err(CallError::NotHeld),
         }
+    }
+
+    fn granted(&self, grant: Grant) -> Result<mds::AttachGrant, CallError> {
+        let options = self.read(|tx| options::of(tx, grant.volume.id))?;
+        Ok(convert::grant(grant, options))
     }
 
     /// The attach that this one may take over: its own, a dead one, or any when stealing.

@@ -3,44 +3,40 @@
 use crate::machine::command::{Grant, SnapshotInfo, VolumeInfo};
 use crate::machine::info::Listed;
 use crate::machine::flatten::Progress;
-use crate::machine::row::{Hold, ParentRef, TaskKind, TaskRow};
+use crate::machine::row::{Hold, ParentRef, TaskKind, TaskRow, VolumeOptionsRow};
 use ogee_common::id::{CopysetId, LayerId, SegmentIndex};
 use ogee_proto::mds;
 
-impl From<VolumeInfo> for mds::Volume {
-    fn from(v: VolumeInfo) -> Self {
-        Self {
-            id: v.id.0,
-            path: v.path,
-            owner: v.owner,
-            size_bytes: v.size_bytes,
-            layer: v.layer.0,
-            seq: v.seq.0,
-            created_unix_ms: v.created_unix_ms,
-            parent: v.parent,
-            allocated_segments: v.allocated_segments,
-            snapshots: v.snapshots,
-            attach_epoch: v.epoch.0,
-            attached: v.attached_by.is_some(),
-            depth: v.depth,
-            directory: false,
-            attached_by: v.attached_by.unwrap_or_default(),
-            pool: v.pool.0,
-            flatten_done: 0,
-            flatten_total: 0,
-        }
+/// A volume together with its options and its flatten.
+pub(crate) fn volume(v: VolumeInfo, options: VolumeOptionsRow, flatten: Progress) -> mds::Volume {
+    mds::Volume {
+        id: v.id.0,
+        path: v.path,
+        owner: v.owner,
+        size_bytes: v.size_bytes,
+        layer: v.layer.0,
+        seq: v.seq.0,
+        created_unix_ms: v.created_unix_ms,
+        parent: v.parent,
+        allocated_segments: v.allocated_segments,
+        snapshots: v.snapshots,
+        attach_epoch: v.epoch.0,
+        attached: v.attached_by.is_some(),
+        depth: v.depth,
+        directory: false,
+        attached_by: v.attached_by.unwrap_or_default(),
+        pool: v.pool.0,
+        flatten_done: flatten.done,
+        flatten_total: flatten.total,
+        limits: Some(options.limits.into()),
+        sector_bytes: options.sector_bytes,
     }
-}
-
-/// A volume together with its flatten.
-pub(crate) fn volume(info: VolumeInfo, flatten: Progress) -> mds::Volume {
-    mds::Volume { flatten_done: flatten.done, flatten_total: flatten.total, ..info.into() }
 }
 
 impl From<Listed> for mds::Volume {
     fn from(listed: Listed) -> Self {
         match listed {
-            Listed::Volume(info) => (*info).into(),
+            Listed::Volume(info, options) => volume(*info, options, Progress::default()),
             Listed::Folder(path) => Self { path, directory: true, ..Self::default() },
         }
     }
@@ -70,17 +66,16 @@ impl From<SnapshotInfo> for mds::Snapshot {
     }
 }
 
-impl From<Grant> for mds::AttachGrant {
-    fn from(g: Grant) -> Self {
-        Self {
-            volume: Some(g.volume.into()),
-            layer: g.layer.0,
-            seq: g.seq.0,
-            epoch: g.epoch.0,
-            size_bytes: g.size_bytes,
-            ancestry: g.ancestry.into_iter().map(|(l, s)| mds::Ancestor { layer: l.0, seq: s.0 }).collect(),
-            cluster: g.cluster.to_vec().into(),
-        }
+/// An attach of a volume with these options.
+pub(crate) fn grant(g: Grant, options: VolumeOptionsRow) -> mds::AttachGrant {
+    mds::AttachGrant {
+        volume: Some(volume(g.volume, options, Progress::default())),
+        layer: g.layer.0,
+        seq: g.seq.0,
+        epoch: g.epoch.0,
+        size_bytes: g.size_bytes,
+        ancestry: g.ancestry.into_iter().map(|(l, s)| mds::Ancestor { layer: l.0, seq: s.0 }).collect(),
+        cluster: g.cluster.to_vec().into(),
     }
 }
 

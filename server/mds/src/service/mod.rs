@@ -29,7 +29,7 @@ use crate::log::ReplicatedLog;
 use crate::machine::command::{Command, Envelope, Outcome, decode_answer};
 use crate::machine::row::VolumeRow;
 use crate::machine::tx::Tx;
-use crate::machine::{Shared, Step, namespace};
+use crate::machine::{Shared, Step, namespace, options};
 use ogee_common::clock;
 use ogee_common::id::VolumeId;
 use ogee_raft::{LeaderHint, RaftError};
@@ -154,7 +154,8 @@ impl Core {
         let read = self.shared.read(|tx| -> Step<Option<Current>> {
             let Some(row) = tx.get::<VolumeRow>(&volume)? else { return Ok(None) };
             let seq = namespace::head_seq(tx, &row)?.0;
-            Ok(row.attached.map(|a| Current { epoch: a.epoch, seq, size_bytes: row.size_bytes }))
+            let limits = options::of(tx, volume)?.limits;
+            Ok(row.attached.map(|a| Current { epoch: a.epoch, seq, size_bytes: row.size_bytes, limits }))
         });
         read.ok().flatten()
     }

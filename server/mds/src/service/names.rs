@@ -1,8 +1,9 @@
 //! What calls say, checked: paths, names, ids, lengths. Pure. Everything behind this file may rely on it.
 
 use super::status::CallError;
-use ogee_common::limits::{NAME_BYTES_MAX, OWNER_BYTES_MAX, SNAPSHOT_GROUP_VOLUMES_MAX};
+use ogee_common::limits::{NAME_BYTES_MAX, OWNER_BYTES_MAX, PAGE_BYTES, SECTOR_BYTES, SNAPSHOT_GROUP_VOLUMES_MAX};
 use ogee_common::name::{NameError, VolumePath, check_name};
+use ogee_common::qos::{LimitChanges, LimitKind, LimitProblem};
 use ogee_proto::mds;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -85,6 +86,29 @@ pub(crate) fn owner(text: &str) -> Result<String, CallError> {
     name("owner", text)
 }
 
+/// New limits of a volume.
+///
+/// # Errors
+/// `InvalidArgument`, naming the kind.
+pub(crate) fn limit_changes(message: Option<&mds::VolumeLimits>) -> Result<LimitChanges, CallError> {
+    let changes = ogee_proto::limit_changes(message);
+    let wrong = |(kind, problem): (LimitKind, LimitProblem)| CallError::Argument { what: kind.as_str(), wanted: problem.wanted() };
+    changes.check().map_err(wrong)?;
+    Ok(changes)
+}
+
+/// The logical sector of a new volume; 0 is the usual one.
+///
+/// # Errors
+/// `InvalidArgument`.
+pub(crate) fn sector_bytes(bytes: u32) -> Result<u32, CallError> {
+    match bytes {
+        0 => Ok(SECTOR_BYTES),
+        SECTOR_BYTES | PAGE_BYTES => Ok(bytes),
+        _ => Err(CallError::Argument { what: "sector size", wanted: "512 or 4096 bytes" }),
+    }
+}
+
 /// Text for people, at most as long as a name.
 ///
 /// # Errors
@@ -150,6 +174,7 @@ mod tests {
         assert_eq!(folder("a/b/").expect("folder"), "a/b");
         assert_eq!(owner("").expect("owner"), "");
         assert!(addr("[::1]:80").is_ok());
+        assert_eq!((sector_bytes(0).expect("usual"), sector_bytes(4096).expect("large")), (512, 4096));
         let mut call = tonic::Request::new(());
         assert_eq!(request(&call).expect("none"), None);
         call.metadata_mut().insert(REQUEST_METADATA, "000102030405060708090a0b0c0d0e0f".parse().expect("value"));
@@ -168,6 +193,10 @@ mod tests {
         assert!(addr("0.0.0.0:1").is_err() && addr("host:1").is_err() && addr("1.2.3.4:0").is_err());
         assert!(uuid("uuid", &[0; 15]).is_err());
         assert!(id("volume", 0u64).is_err());
+        assert!(sector_bytes(1024).is_err() && sector_bytes(8192).is_err());
+        let slow = mds::RateLimit { rate: 1, ..Default::default() };
+        let limits = mds::VolumeLimits { write_bytes: Some(slow), ..Default::default() };
+        assert!(matches!(limit_changes(Some(&limits)), Err(CallError::Argument { what: "write_bytes", .. })));
         let mut call = tonic::Request::new(());
         call.metadata_mut().insert(REQUEST_METADATA, "+0010203".parse().expect("value"));
         assert!(request(&call).is_err());

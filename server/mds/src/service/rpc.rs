@@ -65,6 +65,7 @@ calls! {
         delete_volume(DeleteVolumeRequest) -> Empty;
         rename_volume(RenameVolumeRequest) -> Volume;
         extend_volume(ExtendVolumeRequest) -> Volume;
+        set_volume_limits(SetVolumeLimitsRequest) -> Volume;
         delete_snapshot(DeleteSnapshotRequest) -> Empty;
         clone_volume(CloneVolumeRequest) -> Volume;
         create_pool(CreatePoolRequest) -> Pool;

@@ -77,7 +77,7 @@ impl Core {
             let snapshot = self.read(|tx| Ok(snapshots::named(tx, volume, &path, &name)?.0))?;
             self.wait_ready(snapshot).await?;
             let command = Command::CloneVolume { snapshot, new_path, owner, create_parents };
-            return Ok(volumes::volume(self.propose(id, command).await?)?.into());
+            return self.described(volumes::volume(self.propose(id, command).await?)?);
         }
         // A snapshot for a name that is taken would only be thrown away again.
         self.refuse_taken(&new_path)?;
@@ -89,7 +89,7 @@ impl Core {
             let command = Command::CloneVolume { snapshot: hidden.id, new_path, owner, create_parents };
             volumes::volume(core.propose(id, command).await?)
         });
-        Ok(info.await?.into())
+        self.described(info.await?)
     }
 
     fn refuse_taken(&self, path: &str) -> Result<(), CallError> {
@@ -130,7 +130,7 @@ impl Core {
             }
             Ok(info)
         });
-        Ok(info.await?.into())
+        self.described(info.await?)
     }
 
     /// Looks after snapshots that another leader, or a failed operation, left half-made.

@@ -3,7 +3,9 @@
 use super::status::CallError;
 use super::{Core, convert, names};
 use crate::machine::command::{Command, Outcome, VolumeInfo};
-use crate::machine::{flatten, info, namespace};
+use crate::machine::row::VolumeOptionsRow;
+use crate::machine::{flatten, info, namespace, options};
+use ogee_common::qos::VolumeLimits;
 use ogee_proto::mds;
 
 /// Entries of one page of a listing.
@@ -23,15 +25,40 @@ pub(crate) fn volume(outcome: Outcome) -> Result<VolumeInfo, CallError> {
 }
 
 impl Core {
+    /// What is said of a volume that a command answered with.
+    ///
+    /// # Errors
+    /// Those of the rows only.
+    pub(super) fn described(&self, info: VolumeInfo) -> Result<mds::Volume, CallError> {
+        let options = self.read(|tx| options::of(tx, info.id))?;
+        Ok(convert::volume(info, options, flatten::Progress::default()))
+    }
+
     pub(crate) async fn create_volume(&self, id: Id, r: mds::CreateVolumeRequest) -> Result<mds::Volume, CallError> {
-        let command = Command::CreateVolume {
-            path: names::path("path", &r.path)?,
-            size_bytes: r.size_bytes,
-            owner: names::owner(&r.owner)?,
-            create_parents: r.create_parents,
-            pool: if r.pool.is_empty() { String::new() } else { names::name("pool", &r.pool)? },
+        let path = names::path("path", &r.path)?;
+        let (size_bytes, owner, create_parents) = (r.size_bytes, names::owner(&r.owner)?, r.create_parents);
+        let pool = if r.pool.is_empty() { String::new() } else { names::name("pool", &r.pool)? };
+        let limits = names::limit_changes(r.limits.as_ref())?.apply(VolumeLimits::NONE);
+        let options = VolumeOptionsRow { sector_bytes: names::sector_bytes(r.sector_bytes)?, limits };
+        // The older command wherever it says enough: nodes of older builds know it.
+        let command = if options == VolumeOptionsRow::default() {
+            Command::CreateVolume { path, size_bytes, owner, create_parents, pool }
+        } else {
+            Command::CreateVolumeWith { path, size_bytes, owner, create_parents, pool, options }
         };
-        Ok(volume(self.propose(id, command).await?)?.into())
+        self.described(volume(self.propose(id, command).await?)?)
+    }
+
+    pub(crate) async fn set_volume_limits(
+        &self,
+        id: Id,
+        r: mds::SetVolumeLimitsRequest,
+    ) -> Result<mds::Volume, CallError> {
+        let (path, changes) = (names::path("path", &r.path)?, names::limit_changes(r.limits.as_ref())?);
+        self.lead().await?;
+        let info = volume(self.propose(id, Command::SetLimits { path, changes }).await?)?;
+        self.hub.refresh(info.id, || self.current(info.id));
+        self.described(info)
     }
 
     pub(crate) async fn delete_volume(&self, id: Id, r: mds::DeleteVolumeRequest) -> Result<mds::Empty, CallError> {
@@ -46,7 +73,7 @@ impl Core {
             new_path: names::path("new path", &r.new_path)?,
             create_parents: r.create_parents,
         };
-        Ok(volume(self.propose(id, command).await?)?.into())
+        self.described(volume(self.propose(id, command).await?)?)
     }
 
     pub(crate) async fn stat_volume(&self, r: mds::StatVolumeRequest) -> Result<mds::Volume, CallError> {
@@ -54,7 +81,7 @@ impl Core {
         self.lead().await?;
         self.read(|tx| {
             let (id, row) = namespace::volume(tx, &path)?;
-            Ok(convert::volume(info::volume(tx, id, &row)?, flatten::progress(tx, id)?))
+            Ok(convert::volume(info::volume(tx, id, &row)?, options::of(tx, id)?, flatten::progress(tx, id)?))
         })
     }
 
@@ -63,8 +90,8 @@ impl Core {
         let command = Command::FlattenVolume { path: names::path("path", &r.path)?, cancels: r.cancel };
         self.lead().await?;
         let info = volume(self.propose(None, command).await?)?;
-        let progress = self.read(|tx| flatten::progress(tx, info.id))?;
-        Ok(convert::volume(info, progress))
+        let (options, progress) = self.read(|tx| Ok((options::of(tx, info.id)?, flatten::progress(tx, info.id)?)))?;
+        Ok(convert::volume(info, options, progress))
     }
 
     pub(crate) async fn list_volumes(&self, r: mds::ListVolumesRequest) -> Result<mds::ListVolumesReply, CallError> {
@@ -85,6 +112,6 @@ impl Core {
         self.lead().await?;
         let info = volume(self.propose(id, command).await?)?;
         self.hub.refresh(info.id, || self.current(info.id));
-        Ok(info.into())
+        self.described(info)
     }
 }

@@ -350,9 +350,8 @@ pub fn create(path: &str, size_bytes: u64) -> m::CreateVolumeRequest {
     m::CreateVolumeRequest {
         path: path.into(),
         size_bytes,
-        owner: String::new(),
         create_parents: true,
-        pool: String::new(),
+        ..m::CreateVolumeRequest::default()
     }
 }
 

@@ -11,6 +11,7 @@ use ogee_common::id::{
     AttachEpoch, ChunkserverId, CopysetId, DirectoryId, LayerId, PoolId, ReplicaId, SegmentIndex, SnapshotGroupId, VolumeId,
     VolumeSeq, VolumeSnapshotId,
 };
+use ogee_common::qos::{LimitChanges, LimitKind, RateLimit, VolumeLimits};
 use proptest::prelude::*;
 use std::fmt::{Debug, Write as _};
 
@@ -69,6 +70,16 @@ fn volume_row() -> VolumeRow {
         epoch: AttachEpoch(3),
         attached: Some(AttachRow { epoch: AttachEpoch(3), client: 77, description: "vm host".into() }),
     }
+}
+
+fn burst() -> RateLimit {
+    RateLimit { rate: 1 << 20, burst: 4 << 20, burst_seconds: 30 }
+}
+
+fn options_row() -> VolumeOptionsRow {
+    let iops = RateLimit { rate: 500, ..RateLimit::NONE };
+    let limits = VolumeLimits::NONE.with(LimitKind::Iops, iops).with(LimitKind::WriteBytes, burst());
+    VolumeOptionsRow { sector_bytes: 4096, limits }
 }
 
 fn snapshot_row() -> SnapshotRow {
@@ -145,6 +156,7 @@ fn other_rows(l: &mut Lines) {
         l.row(&ChunkserverId(id), &OutRow { reason, since_unix_ms: 1000 });
     }
     l.row(&LayerId(9), &FlattenRow { task: 10, total: 24, started_unix_ms: 1000 });
+    l.row(&VolumeId(2), &options_row());
 }
 
 #[test]
@@ -201,6 +213,18 @@ fn commands() -> Vec<Command> {
         Command::EndMove { copyset: CopysetId(1), added: ReplicaId(9) },
         Command::RemoveChunkserver { chunkserver: ChunkserverId(4) },
         Command::FlattenVolume { path: "f/a".into(), cancels: true },
+        Command::CreateVolumeWith {
+            path: "f/a".into(),
+            size_bytes: 1 << 30,
+            owner: "ann".into(),
+            create_parents: true,
+            pool: "p".into(),
+            options: options_row(),
+        },
+        Command::SetLimits {
+            path: "f/a".into(),
+            changes: LimitChanges::default().with(LimitKind::ReadIops, RateLimit::NONE).with(LimitKind::WriteBytes, burst()),
+        },
     ]
 }
 
@@ -233,6 +257,7 @@ proptest! {
             let _ = decode_row::<CopysetRow>(input);
             let _ = decode_row::<TaskRow>(input);
             let _ = decode_row::<SnapshotGroupRow>(input);
+            let _ = decode_row::<VolumeOptionsRow>(input);
             let _ = <(DirectoryId, String)>::from_key(input);
         }
     }

@@ -1,9 +1,10 @@
-//! Tests of the state machine: by rule (`rules`, `groups`, `moves`), against an oracle of what volumes hold (`oracle`), of replay and
+//! Tests of the state machine: by rule (`rules`, `groups`, `moves`, `options`), against an oracle of what volumes hold (`oracle`), of replay and
 //! snapshots (`replay`), of formats (`golden`).
 
 mod golden;
 mod groups;
 mod moves;
+mod options;
 mod oracle;
 mod replay;
 mod rules;

@@ -88,7 +88,7 @@ fn listings_page_in_path_order() {
         let (found, more) = b.read(|tx| info::list(tx, &listing));
         let name = |l: Listed| match l {
             Listed::Folder(path) => path + "/",
-            Listed::Volume(info) => info.path,
+            Listed::Volume(info, _) => info.path,
         };
         (found.into_iter().map(name).collect::<Vec<_>>(), more)
     };
