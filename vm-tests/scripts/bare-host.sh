@@ -1,20 +1,27 @@
 #!/bin/bash
-# A volume as a disk of a host without the kernel's nbd module: bare-host.sh ext4|xfs URI FOLDER DATA...
+# A volume as a disk of a host without the kernel's nbd module: bare-host.sh ext4|xfs URI FOLDER CERTIFICATES DATA...
 #
 # nbdfuse shows the export as a file, a loop device with direct IO makes a disk of it, and the disk gets a file system: ACLs and extended
-# attributes, filled to the last byte, emptied and trimmed, unmounted, attached anew, checked, read again. DATA are the folders of chunk
-# data, one for each replica, whose size on disk must shrink after the trim. Runs in namespaces of its own, so that a script that is
-# killed leaves no mount behind; a loop device is told to end with its last user. Prints "ok" as its last line.
+# attributes, filled to the last byte, emptied and trimmed, unmounted, attached anew, checked, read again. CERTIFICATES is the folder of a
+# client for nbds://, or `-`. DATA are the folders of chunk data, one for each replica, whose size on disk must shrink after the trim. Runs in
+# namespaces of its own, so that a script that is killed leaves no mount behind; a loop device is told to end with its last user. Prints "ok"
+# as its last line.
 set -euo pipefail
 if [ -z "${BARE_HOST_INSIDE:-}" ]; then
     exec env BARE_HOST_INSIDE=1 unshare --mount --propagation private --pid --fork --kill-child --mount-proc "$0" "$@"
 fi
-fs=$1 uri=$2 folder=$3
-shift 3
+fs=$1 uri=$2 folder=$3 certificates=$4
+shift 4
 data=("$@")
 mnt=$folder/mnt
 mkdir -p "$folder/fuse" "$mnt"
 limit=180
+# nbdfuse takes no tls-certificates in its URI: as root it looks into /etc/pki/libnbd, which in this mount namespace alone is ours.
+if [ "$certificates" != - ]; then
+    mkdir -p "$folder/etc/pki"
+    ln -s "$certificates" "$folder/etc/pki/libnbd"
+    mount -t overlay overlay -o "lowerdir=$folder/etc:/etc" /etc
+fi
 
 die() { echo "bare-host: $*" >&2; exit 1; }
 until_true() { # WHAT COMMAND...: looks again until it succeeds

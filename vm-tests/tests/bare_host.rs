@@ -19,12 +19,12 @@ fn lacks() -> Option<&'static str> {
     ["/dev/fuse", "/dev/loop-control"].into_iter().find(|device| !Path::new(device).exists())
 }
 
-fn file_system(cluster: &Cluster, kind: &str, uri: &str) -> Result<()> {
+fn file_system(cluster: &Cluster, kind: &str, uri: &str, certificates: &str) -> Result<()> {
     let folder = cluster.folder().join(format!("host-{kind}"));
     std::fs::create_dir(&folder)?;
     let data: Vec<_> = (1..=3).map(|n| cluster.folder().join(format!("cluster/cs-{n}/data/chunks"))).collect();
     let file = script("bare-host.sh");
-    let mut arguments = vec![text(&file), kind, uri, text(&folder)];
+    let mut arguments = vec![text(&file), kind, uri, text(&folder), certificates];
     arguments.extend(data.iter().map(|folder| text(folder)));
     let said = client_within(LIMIT, "bash", &arguments)?;
     eprintln!("{said}");
@@ -45,14 +45,14 @@ fn file_systems_keep_acls_fill_up_give_space_back_and_outlive_a_new_attachment()
     }
     // One in the clear on the UNIX socket, one under TLS.
     let server = NbdServer::start(&cluster, "bare-host-1", &["ext4"])?;
-    file_system(&cluster, "ext4", &server.unix("ext4")?)?;
+    file_system(&cluster, "ext4", &server.unix("ext4")?, "-")?;
     server.stop()?;
     let [ca, daemon, own] = ["ca", "daemon", "own"].map(|name| cluster.folder().join(name));
     cluster.ok(&["tls", "authority", text(&ca)])?;
     cluster.ok(&["tls", "daemon", "127.0.0.1", "--authority", text(&ca), "--out", text(&daemon)])?;
     cluster.ok(&["tls", "client", "host", "--authority", text(&ca), "--out", text(&own)])?;
     let server = NbdServer::start(&cluster, "bare-host-2", &["xfs", "--tls", text(&daemon)])?;
-    file_system(&cluster, "xfs", &format!("{}?tls-certificates={}", server.tcp("xfs")?, text(&own)))?;
+    file_system(&cluster, "xfs", &server.tcp("xfs")?, text(&own))?;
     server.stop()?;
     cluster.shut_down()
 }

@@ -153,11 +153,13 @@ fn strangers_are_refused_and_the_others_go_on() -> Result<()> {
     ] {
         wait_for(&format!("{reason:?} in the log"), LOG_LIMIT, || Ok(server.output().text().contains(reason).then_some(())))?;
     }
-    let page = server.metrics()?;
-    let failed = |stage: &str| figure(&page, &format!("ogee_nbd_connections_failed_total{{stage=\"{stage}\"}}"));
     // Three strangers and one that knows nothing of TLS; what was sent behind STARTTLS counts as one or the other.
-    let all = (failed("tls")?, failed("handshake")?, failed("transmission")?);
-    ensure!(matches!(all, (3, 2, 0) | (4, 1, 0)), "{all:?}: {page}");
+    wait_for("failures by stage", LOG_LIMIT, || {
+        let page = server.metrics()?;
+        let failed = |stage: &str| figure(&page, &format!("ogee_nbd_connections_failed_total{{stage=\"{stage}\"}}"));
+        let all = (failed("tls")?, failed("handshake")?, failed("transmission")?);
+        Ok(matches!(all, (3, 2, 0) | (4, 1, 0)).then_some(()))
+    })?;
     // Clients that know nothing of TLS.
     let clear = uri.replace("nbds://", "nbd://");
     for program in ["nbdinfo", "nbdcopy"] {
