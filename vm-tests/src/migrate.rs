@@ -91,7 +91,6 @@ pub fn move_guest(source: &mut Vm, destination: &mut Vm, path: &Path) -> Result<
     let mut migration = Migration::begin(source, destination, path, UNLIMITED)?;
     let info = migration.wait_end("completed")?;
     wait_running(destination)?;
-    destination.take_over(source);
     Ok(Duration::from_millis(info["downtime"].as_u64().with_context(|| format!("no downtime in {info}"))?))
 }
 

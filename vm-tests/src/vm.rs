@@ -206,11 +206,6 @@ impl Vm {
         self.over = true;
     }
 
-    /// The guest of `source` runs here now: goes on where its serial line was left.
-    pub(crate) fn take_over(&mut self, source: &Self) {
-        self.commands = source.commands;
-    }
-
     /// A new connection to QEMU's monitor.
     ///
     /// # Errors
