@@ -59,7 +59,7 @@ test-process: build ## real processes killed with kill -9 and stopped (OGEE_CRAS
 
 test-vm: build ## real QEMU guests
 	cargo test $(CARGO_FLAGS) --test harness_selftest --test boot_and_survive --test clone_isolation \
-	  --test rollback --test chunkserver_killed --test clear_errors --test full_disk --test vhost_killed --test resize -- --test-threads 1
+	  --test rollback --test chunkserver_killed --test clear_errors --test full_disk --test vhost_killed --test resize --test mapped_device -- --test-threads 1
 
 # TORTURE_ARGS is for the torture: `make torture TORTURE_ARGS='--seconds 90 --runs 20 --seed 7'`. It needs root.
 TORTURE_ARGS ?= --minutes 20

@@ -10,7 +10,8 @@
 //! | `export/`, `checksum.rs`, `copy_out.rs` | `export`, `checksum`; reading a whole volume in order |
 //! | `backup/`, `half_made.rs` | `backup`, `restore`; volumes that are being filled |
 //! | `vhost.rs`, `null_device.rs` | `vhost-blk`; the device of `--null` |
-//! | `nbd.rs`, `nbd_tls.rs`, `nbd_metrics.rs` | `nbd` |
+//! | `nbd.rs`, `nbd_tls.rs`, `nbd_metrics.rs` | `nbd serve` |
+//! | `nbd_map/` | `nbd map`, `unmap`, `ls`: `/dev/nbdN` |
 //! | `volume_metrics.rs` | `/metrics` of `vhost-blk` |
 //! | `tls.rs` | `tls`: certificates |
 //! | `bench/` | `bench` |
@@ -40,6 +41,7 @@ mod image;
 mod logging;
 mod names;
 mod nbd;
+mod nbd_map;
 mod nbd_metrics;
 mod nbd_tls;
 mod null_device;
