@@ -41,6 +41,19 @@ impl ErrorKind {
         }
     }
 
+    /// The kind of an exit code of this program; anything else is [`ErrorKind::Failure`].
+    #[must_use]
+    pub(crate) const fn of_exit_code(code: Option<i32>) -> Self {
+        match code {
+            Some(2) => Self::Usage,
+            Some(3) => Self::NotFound,
+            Some(4) => Self::Conflict,
+            Some(5) => Self::Unavailable,
+            Some(6) => Self::NoSpace,
+            _ => Self::Failure,
+        }
+    }
+
     /// The word in JSON errors.
     #[must_use]
     pub(crate) const fn as_str(self) -> &'static str {
@@ -185,5 +198,6 @@ mod tests {
         let words: std::collections::BTreeSet<&str> = all.iter().map(|k| k.as_str()).collect();
         assert_eq!(codes.into_iter().collect::<Vec<_>>(), (1..=6).collect::<Vec<_>>());
         assert_eq!(words.len(), all.len());
+        assert!(all.iter().all(|k| ErrorKind::of_exit_code(Some(i32::from(k.exit_code()))) == *k));
     }
 }

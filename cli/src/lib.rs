@@ -11,7 +11,8 @@
 //! | `backup/`, `half_made.rs` | `backup`, `restore`; volumes that are being filled |
 //! | `vhost.rs`, `null_device.rs` | `vhost-blk`; the device of `--null` |
 //! | `libvirt.rs` | `libvirt-xml` |
-//! | `nbd.rs`, `nbd_tls.rs`, `nbd_metrics.rs`, `socket_access.rs` | `nbd`; mode and group of sockets |
+//! | `nbd.rs`, `nbd_tls.rs`, `nbd_metrics.rs`, `socket_access.rs` | `nbd serve`; mode and group of sockets |
+//! | `nbd_map/` | `nbd map`, `unmap`, `ls`: `/dev/nbdN` |
 //! | `volume_metrics.rs` | `/metrics` of `vhost-blk` |
 //! | `tls.rs` | `tls`: certificates |
 //! | `bench/` | `bench` |
@@ -42,6 +43,7 @@ mod libvirt;
 mod logging;
 mod names;
 mod nbd;
+mod nbd_map;
 mod nbd_metrics;
 mod nbd_tls;
 mod null_device;

@@ -4,9 +4,11 @@
 //! and end with 0. A second signal ends it at once; nothing acknowledged is lost then either. Invariant: whatever was
 //! opened is given back, also when a later step fails.
 
+use crate::claim::Claim;
 use crate::connect::Context;
 use crate::error::{CliError, ErrorKind};
 use crate::logging;
+use crate::nbd_map;
 use crate::nbd_metrics;
 use crate::nbd_tls::{NbdTlsArgs, Schemes};
 use crate::open::{close_volume, open_volume};
@@ -25,6 +27,7 @@ use ogee_proto::mds::ListSnapshotsRequest;
 use ogee_proto::unix_socket::SocketError;
 use serde::Serialize;
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -47,6 +50,15 @@ pub(crate) enum NbdCommand {
     /// Serve volumes and snapshots, in the foreground
     #[command(after_help = SERVE_EXAMPLES)]
     Serve(ServeArgs),
+    /// Make a volume or snapshot a block device of this host (/dev/nbdN), and keep it one
+    #[command(after_help = nbd_map::MAP_EXAMPLES)]
+    Map(nbd_map::MapArgs),
+    /// Flush a mapped device and detach it
+    #[command(after_help = nbd_map::UNMAP_EXAMPLES)]
+    Unmap(nbd_map::UnmapArgs),
+    /// What is mapped on this host
+    #[command(after_help = "Example:\n  ogee nbd ls --json")]
+    Ls(nbd_map::DirArgs),
 }
 
 /// Arguments of `ogee nbd serve`.
@@ -91,6 +103,12 @@ impl ServeArgs {
         let unix = self.socket.clone().map(|path| ListenOn::Unix { path, mode: self.socket_mode });
         let places: Vec<_> = unix.into_iter().chain(self.listen.map(ListenOn::Tcp)).collect();
         if places.is_empty() { vec![ListenOn::Inherited] } else { places }
+    }
+
+    /// The claim on the UNIX socket: whoever serves the same there after we were killed attaches as the same client, at once.
+    fn claim(&self) -> Result<Option<Claim>, CliError> {
+        let names: Vec<String> = self.volumes.iter().map(ToString::to_string).collect();
+        self.socket.as_ref().map(|socket| Claim::take(socket, &names.join(" "))).transpose()
     }
 
     fn mode(&self, volume: &VolumeRef) -> OpenMode {
@@ -152,9 +170,14 @@ fn uris(name: &str, schemes: Schemes, socket: Option<&Path>, listen: &[SocketAdd
 /// Carries out `ogee nbd`.
 ///
 /// # Errors
-/// A volume cannot be opened or not be given back, or a socket not served.
+/// A volume cannot be opened or not be given back, or a socket not served; a device not attached or detached.
 pub(crate) async fn run(context: &Context, command: NbdCommand) -> Result<(), CliError> {
-    let NbdCommand::Serve(args) = command;
+    let args = match command {
+        NbdCommand::Serve(args) => args,
+        NbdCommand::Map(args) => return nbd_map::map(context, args).await,
+        NbdCommand::Unmap(args) => return nbd_map::unmap(context, &args).await,
+        NbdCommand::Ls(args) => return nbd_map::ls(context, &args),
+    };
     let names: Vec<String> = args.volumes.iter().map(ToString::to_string).collect();
     let doing = format!("serve {} over NBD", names.join(", "));
     serve(context, &args).await.map_err(|e| e.within(doing))
@@ -163,9 +186,13 @@ pub(crate) async fn run(context: &Context, command: NbdCommand) -> Result<(), Cl
 async fn serve(context: &Context, args: &ServeArgs) -> Result<(), CliError> {
     let mut signals = StopSignals::listen()?;
     let tls = args.tls.load()?;
-    let cluster = context.cluster(args.io_timeout.map(Duration::from_secs))?;
+    let claim = args.claim()?;
+    let client = claim.as_ref().and_then(|claim| NonZeroU64::new(claim.client()));
+    let cluster = context.cluster_as(client, args.io_timeout.map(Duration::from_secs))?;
     let mut volumes = vec![];
-    let served = match open_all(&cluster, args, &mut volumes).await {
+    let opened = open_all(&cluster, args, &mut volumes).await;
+    let was_opened = opened.is_ok();
+    let served = match opened {
         Ok(()) => match exports(&cluster, &volumes).await {
             Ok(exports) => serve_open(context, args, exports, tls, &mut signals).await,
             Err(error) => Err(error),
@@ -176,6 +203,11 @@ async fn serve(context: &Context, args: &ServeArgs) -> Result<(), CliError> {
         closed = close_all(&volumes) => closed,
         () = signals.wait() => Err(CliError::new(ErrorKind::Failure, "second signal: the volumes stay attached")),
     };
+    match claim {
+        Some(claim) if !was_opened => claim.not_attached(),
+        Some(claim) if closed.is_ok() => claim.given_back(),
+        _ => {}
+    }
     served?;
     closed
 }

@@ -50,6 +50,12 @@ pub(crate) enum ConnectionError {
     /// The client closed the connection within a message.
     #[error("the client closed the connection in the middle of a message")]
     Truncated,
+    /// The client cut it and left requests behind, which it may have repeated elsewhere.
+    #[error("the client cut the connection; {requests} requests that it left in the socket are not carried out")]
+    Cut {
+        /// How many.
+        requests: usize,
+    },
     /// The socket.
     #[error("{verb}")]
     Io {

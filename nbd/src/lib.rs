@@ -1,6 +1,6 @@
 //! An NBD server: `BlockDevice`s of the client SDK as exports, over UNIX sockets and TCP.
 //!
-//! Called by the CLI's `nbd serve`. It knows NBD, but no chunk, copyset or Raft. Where to read:
+//! Called by the CLI's `nbd serve`, and for `/dev/nbdN` by its `nbd map`. It knows NBD, but no chunk, copyset or Raft. Where to read:
 //!
 //! | file | what |
 //! | --- | --- |
@@ -15,6 +15,8 @@
 //! | `reply.rs` | replies encoded, sent without copies |
 //! | `stats.rs` | what was done, counted |
 //! | `wire.rs` | the protocol's numbers |
+//! | `client.rs` | a client's handshake, for connections that the kernel uses |
+//! | `kernel/` | `/dev/nbdN` through netlink |
 //!
 //! Invariants across them: a client's bytes never make the server panic, wait for ever or allocate without bound; an
 //! error of one connection ends that connection, an error of one request that request; a write is answered after it is
@@ -22,11 +24,13 @@
 //! as if it had come under TLS. Deliberately absent: the old style handshake, ranges that are not in whole
 //! logical sectors.
 
+pub mod client;
 mod connection;
 mod context;
 mod execute;
 mod handshake;
 mod handshake_error;
+pub mod kernel;
 mod listen;
 mod option;
 mod protection;

@@ -7,8 +7,10 @@
 
 use ogee_common::limits::{NBD_KEEPALIVE, NBD_KEEPALIVE_INTERVAL, NBD_READ_BYTES};
 use ogee_proto::net::{ServerTls, ServerTlsStream};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::{SockRef, TcpKeepalive};
 use std::io::{self, IoSlice};
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, BufReader, ReadBuf};
@@ -96,6 +98,24 @@ impl Stream {
                 Err(refused.error)
             }
         }
+    }
+
+    /// Whether the client has closed the connection in both directions. On a UNIX socket this is so from the moment it did; over TCP once
+    /// its packets are here. A client that only says no more (half a close) still waits for answers: that is no cut.
+    pub(crate) fn is_cut(&self) -> bool {
+        let socket = match &self.0 {
+            Kind::Clear(socket) => socket,
+            Kind::Tls(stream) => stream.get_ref().0.get_ref(),
+            Kind::Gone => return true,
+        };
+        let fd = match socket {
+            Socket::Tcp(stream) => stream.as_fd(),
+            Socket::Unix(stream) => stream.as_fd(),
+        };
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        // Nothing is asked for: HUP and ERR are always told. A failed call says nothing.
+        let mut look = [PollFd::from_borrowed_fd(fd, PollFlags::empty())];
+        poll(&mut look, Some(&now)).is_ok_and(|told| told > 0)
     }
 }
 

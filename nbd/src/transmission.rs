@@ -7,7 +7,10 @@
 //! ```
 //!
 //! Invariants: requests run concurrently and are answered in any order; what was taken from the socket is always
-//! carried out to its end, also when the client is gone (`WriteOrder` of the SDK says why); the bytes and requests held are
+//! carried out to its end, also when the client is gone (`WriteOrder` of the SDK says why). Taken is what has its place in that order
+//! while the client still holds the connection. A client that cuts it may repeat its requests elsewhere at once, so what it left behind in
+//! the socket or in the buffer must never be carried out: the cut is looked for between taking the places and the first step, and
+//! on a UNIX socket it is seen in the moment the client makes it. The bytes and requests held are
 //! bounded by `NBD_CONNECTION_BYTES_MAX` and `NBD_CONNECTION_REQUESTS_MAX`, then the socket is not read; a payload is
 //! a slice of the buffer that the socket was read into. A stop takes no further request: the client finds its
 //! connection closed, and what is not answered was not taken.
@@ -43,6 +46,14 @@ struct Finished {
     outcome: Outcome,
 }
 
+/// A request that has its place and has not begun.
+struct Fresh {
+    to: ReplyTo,
+    taken: Taken,
+    held: usize,
+    work: Work,
+}
+
 /// What the input holds.
 enum Next {
     /// Work, and what to hold for it.
@@ -66,13 +77,15 @@ pub(crate) struct Transmission<'a> {
     /// Set once; then nothing more is taken from the input.
     closing: Option<Result<(), ConnectionError>>,
     counters: &'a Counters,
+    /// The client said DISC.
+    disconnected: bool,
 }
 
 impl<'a> Transmission<'a> {
     /// `input`: what the handshake has left.
     pub(crate) fn new(stream: &'a mut Stream, agreed: Agreement, input: BytesMut, counters: &'a Counters) -> Self {
         let replies = Replies::new(agreed.framing);
-        Self { stream, agreed, input, replies, unflushed: false, held: 0, closing: None, counters }
+        Self { stream, agreed, input, replies, unflushed: false, held: 0, closing: None, counters, disconnected: false }
     }
 
     /// Serves until the client, an error or a stop ends it.
@@ -87,6 +100,7 @@ impl<'a> Transmission<'a> {
             let _ = stop.wait_for(|stop| *stop).await;
         });
         let mut in_flight = FuturesUnordered::new();
+        let mut fresh: Vec<Fresh> = vec![];
         poll_fn(|cx| {
             loop {
                 while let Poll::Ready(Some(Finished { to, taken, held, outcome })) = in_flight.poll_next_unpin(cx) {
@@ -97,13 +111,12 @@ impl<'a> Transmission<'a> {
                     self.closing = Some(Ok(()));
                 }
                 let mut progress = self.poll_send(cx);
-                while self.takes_requests(in_flight.len()) {
+                while self.takes_requests(in_flight.len() + fresh.len()) {
                     match self.next(export) {
                         Next::Work(to, taken, work) => {
                             let held = work.bytes();
                             self.held += held;
-                            let work = execute(export, work, &gone);
-                            in_flight.push(async move { Finished { to, taken, held, outcome: work.await } });
+                            fresh.push(Fresh { to, taken, held, work });
                             progress = true;
                         }
                         Next::Handled => progress = true,
@@ -114,6 +127,11 @@ impl<'a> Transmission<'a> {
                             progress = true;
                         }
                     }
+                }
+                self.drop_if_cut(&mut fresh);
+                for Fresh { to, taken, held, work } in fresh.drain(..) {
+                    let work = execute(export, work, &gone);
+                    in_flight.push(async move { Finished { to, taken, held, outcome: work.await } });
                 }
                 if matches!(self.closing, Some(Err(_))) {
                     gone.store(true, Ordering::Relaxed);
@@ -141,6 +159,17 @@ impl<'a> Transmission<'a> {
         self.replies.push(to, outcome);
     }
 
+    /// Gives up requests that were taken after the client had cut the connection, without DISC.
+    fn drop_if_cut(&mut self, fresh: &mut Vec<Fresh>) {
+        if !fresh.is_empty() && !self.disconnected && self.stream.is_cut() {
+            self.closing = Some(Err(ConnectionError::Cut { requests: fresh.len() }));
+            for Fresh { taken, held, .. } in fresh.drain(..) {
+                self.held -= held;
+                self.counters.end(taken, false, clock::now());
+            }
+        }
+    }
+
     fn close(&mut self, how: Result<(), ConnectionError>) {
         self.closing.get_or_insert(how);
     }
@@ -165,7 +194,10 @@ impl<'a> Transmission<'a> {
         let to = ReplyTo { cookie: head.cookie, offset: head.offset };
         let take = || self.counters.take(head.kind, head.len, clock::now());
         match check(&head, &self.agreed) {
-            Ok(Command::Disconnect) => self.close(Ok(())),
+            Ok(Command::Disconnect) => {
+                self.disconnected = true;
+                self.close(Ok(()));
+            }
             Ok(command) => return Next::Work(to, take(), Work::new(command, payload, &export.order)),
             Err(refusal) => {
                 tracing::debug!(target: "datapath", ?head, reason = refusal.reason, "request refused");

@@ -8,6 +8,9 @@ use bytes::{BufMut, Bytes, BytesMut};
 use certificates::Authority;
 use ogee_client::{BlockDevice, DeviceInfo, IoError, MemoryDevice, Moment, ReadData};
 use ogee_common::id::{LayerId, VolumeSeq};
+use ogee_common::limits::NBD_CONNECTION_REQUESTS_MAX;
+use ogee_nbd::client::ClientError;
+use ogee_nbd::wire::transmission_flag;
 use ogee_nbd::{
     CommandFigures, CommandKind, Export, ListenError, ListenOn, NbdConfig, NbdServer, NbdStats, NbdTls, ServeError, Stage,
     TlsMode,
@@ -364,6 +367,81 @@ async fn a_repeated_write_waits_for_the_first_one_even_when_its_client_is_gone()
     device.gate.add_permits(1);
     assert_eq!(second.ask(WRITE, 0, 4096, 512, &[4; 512]).await.0, 0);
     assert_eq!(device.inner.read(4096, 512).await.unwrap().to_vec(), vec![4; 512]);
+    running.end().await;
+}
+
+/// The kernel's client does this when an answer takes too long: it shuts the socket in both directions, which looks the same as a close,
+/// repeats on another one, and then
+/// writes something newer to the same place. The server has not read the old request yet: as many as it takes are in flight.
+#[tokio::test]
+async fn what_a_cut_connection_left_unread_is_never_carried_out() {
+    let device = Gated::new(MemoryDevice::new(SIZE));
+    let running = start(vec![("disk", device.clone())], |c| c.connections_max = 2);
+    let mut first = Client::connect(&running, "disk", Form::Simple).await;
+    for cookie in 0..NBD_CONNECTION_REQUESTS_MAX as u64 {
+        first.send(cookie, WRITE, 0, (4096, 512), &[1; 512]).await;
+    }
+    first.send(1000, WRITE, 0, (8192, 512), &[0xbb; 512]).await;
+    device.until_waiting(1).await;
+    drop(first);
+    let mut second = Client::connect(&running, "disk", Form::Simple).await;
+    assert_eq!(second.ask(WRITE, 0, 8192, 512, &[0xbb; 512]).await.0, 0);
+    assert_eq!(second.ask(WRITE, 0, 8192, 512, &[0xcc; 512]).await.0, 0);
+    // Now the old connection's requests end one after the other, and the server would read on. It is done with it when a third client
+    // is let in.
+    device.gate.add_permits(NBD_CONNECTION_REQUESTS_MAX);
+    loop {
+        let mut third = UnixStream::connect(&running.socket).await.unwrap();
+        if third.read_exact(&mut [0; 18]).await.is_ok() {
+            break;
+        }
+    }
+    running.end().await;
+    assert_eq!(device.inner.read(8192, 512).await.unwrap().to_vec(), vec![0xcc; 512]);
+    assert_eq!(device.inner.read(4096, 512).await.unwrap().to_vec(), vec![1; 512], "what was taken is carried out");
+}
+
+/// What the kernel gets: our own handshake with our own server, and a socket that is as it was.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_kernels_connections_are_negotiated() {
+    let running = start(vec![("disk", MemoryDevice::new(SIZE))], |_| {});
+    let socket = running.socket.clone();
+    let talk = tokio::task::spawn_blocking(move || {
+        use std::io::{Read, Write};
+        let limit = Duration::from_secs(60);
+        let refused = ogee_nbd::client::connect(&socket, "other", limit).unwrap_err();
+        assert!(matches!(refused, ClientError::Refused { reply: 0x8000_0006, .. }), "{refused:?}");
+        let (mut stream, negotiated) = ogee_nbd::client::connect(&socket, "disk", limit).unwrap();
+        assert_eq!(negotiated.size_bytes, SIZE as u64);
+        let wanted = transmission_flag::CAN_MULTI_CONN | transmission_flag::SEND_FLUSH | transmission_flag::SEND_TRIM;
+        assert_eq!(negotiated.flags & wanted, wanted);
+        assert_eq!((stream.read_timeout().unwrap(), ogee_nbd::kernel::is_taken(&stream).unwrap()), (None, false));
+        let request = [&0x2560_9513_u32.to_be_bytes()[..], &[0; 4], &7_u64.to_be_bytes(), &[0; 8], &512_u32.to_be_bytes()];
+        stream.write_all(&request.concat()).unwrap();
+        let mut reply = [0xff; 16 + 512];
+        stream.read_exact(&mut reply).unwrap();
+        assert_eq!(reply[..16], [&0x6744_6698_u32.to_be_bytes()[..], &[0; 4], &7_u64.to_be_bytes()].concat());
+        assert_eq!(reply[16..], [0; 512]);
+    });
+    talk.await.unwrap();
+    running.end().await;
+}
+
+#[tokio::test]
+async fn half_a_close_and_a_goodbye_lose_nothing() {
+    let device = MemoryDevice::new(SIZE);
+    let running = start(vec![("disk", device.clone())], |_| {});
+    let mut half = Client::connect(&running, "disk", Form::Simple).await;
+    half.send(7, WRITE, 0, (512, 512), &[7; 512]).await;
+    half.stream.shutdown().await.unwrap();
+    assert_eq!(half.reply(0).await, (7, 0, vec![]));
+    let mut polite = Client::connect(&running, "disk", Form::Simple).await;
+    polite.send(8, WRITE, 0, (1024, 512), &[8; 512]).await;
+    polite.send(9, DISC, 0, (0, 0), &[]).await;
+    drop(polite);
+    while device.read(1024, 512).await.unwrap().to_vec() != vec![8; 512] {
+        tokio::task::yield_now().await;
+    }
     running.end().await;
 }
 

@@ -36,8 +36,16 @@ impl Hammer {
     /// # Errors
     /// When it met an error or a difference, or stands still for a minute.
     pub fn goes_on(&self, vm: &mut Vm) -> Result<()> {
+        self.goes_on_within(vm, GO_ON_LIMIT)
+    }
+
+    /// As [`Hammer::goes_on`], for a pause that may be longer than a minute.
+    ///
+    /// # Errors
+    /// When it met an error or a difference, or stands still for `limit`.
+    pub fn goes_on_within(&self, vm: &mut Vm, limit: Duration) -> Result<()> {
         let from = self.rounds(vm)?;
-        wait_for("the guest's verified writes go on", GO_ON_LIMIT, || Ok((self.rounds(vm)? >= from + ROUNDS).then_some(())))
+        wait_for("the guest's verified writes go on", limit, || Ok((self.rounds(vm)? >= from + ROUNDS).then_some(())))
     }
 
     /// Rounds completed.
@@ -74,7 +82,8 @@ impl Hammer {
     /// When it does not end.
     pub fn stop(&self, vm: &mut Vm) -> Result<()> {
         vm.run_ok("touch /tmp/stop")?;
-        vm.wait_until("test -f /tmp/over", GO_ON_LIMIT)
+        // A round may have to wait for a daemon that was killed in it.
+        vm.wait_until("test -f /tmp/over", 3 * GO_ON_LIMIT)
     }
 
     /// Reads everything the stopped load has written, past the guest's cache.

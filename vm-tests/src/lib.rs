@@ -2,6 +2,7 @@
 //!
 //! | module | what it gives |
 //! | --- | --- |
+//! | [`appliance`] | programs of this machine on a disk for a guest |
 //! | [`image`] | the golden image: kernel, busybox, boot loader and a data partition, made from Debian packages |
 //! | [`qemu`] | which QEMU, which accelerator, and the arguments for a disk |
 //! | [`vm`] | a running guest: wait for text, run commands, reboot, power off |
@@ -24,6 +25,7 @@
 //! nothing uses a fixed port or a path that two runs share, except the image cache, which has a lock.
 //! This is test support: it uses blocking IO and threads, and errors are `anyhow`.
 
+pub mod appliance;
 pub mod cluster;
 pub mod console;
 pub mod deadline;

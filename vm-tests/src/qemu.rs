@@ -31,6 +31,24 @@ pub enum QemuDisk {
     },
     /// A raw file, written in place, to check an image without any daemon.
     Raw(PathBuf),
+    /// As [`QemuDisk::Raw`], with a second disk that has programs on it, and memory to run them.
+    Appliance {
+        /// The disk it boots from.
+        system: PathBuf,
+        /// The other one.
+        data: PathBuf,
+        /// Guest memory.
+        memory_mib: u32,
+    },
+}
+
+impl QemuDisk {
+    const fn memory_mib(&self) -> u32 {
+        match self {
+            Self::Appliance { memory_mib, .. } => *memory_mib,
+            Self::VhostUser { .. } | Self::Raw(_) => MEMORY_MIB,
+        }
+    }
 }
 
 /// How guest code is executed.
@@ -133,20 +151,21 @@ impl Qemu {
             Accelerator::Kvm => add(&["-accel", "kvm", "-cpu", "host"]),
             Accelerator::Tcg => add(&["-accel", "tcg,thread=multi", "-cpu", "qemu64"]),
         }
-        add(&["-smp", &CPUS.to_string(), "-m", &MEMORY_MIB.to_string()]);
+        let memory_mib = disk.memory_mib();
+        add(&["-smp", &CPUS.to_string(), "-m", &memory_mib.to_string()]);
         // graphics=off lets SeaBIOS and the boot loader speak on the serial line. The daemon maps the guest's memory: a shared memfd.
         add(&["-M", "q35,graphics=off,memory-backend=mem"]);
-        add(&["-object", &format!("memory-backend-memfd,id=mem,size={MEMORY_MIB}M,share=on")]);
+        add(&["-object", &format!("memory-backend-memfd,id=mem,size={memory_mib}M,share=on")]);
         add(&["-qmp", &format!("unix:{},server=on,wait=off", escaped(qmp))]);
         match disk {
             QemuDisk::VhostUser { socket } => {
                 add(&["-chardev", &format!("socket,id=disk,path={},{}", escaped(socket), self.reconnect())]);
                 add(&["-device", &format!("vhost-user-blk-pci,chardev=disk,num-queues={CPUS},bootindex=0")]);
             }
-            QemuDisk::Raw(path) => {
-                add(&["-blockdev", &format!("driver=file,node-name=file,filename={}", escaped(path))]);
-                add(&["-blockdev", "driver=raw,node-name=disk,file=file"]);
-                add(&["-device", "virtio-blk-pci,drive=disk,bootindex=0"]);
+            QemuDisk::Raw(path) => raw_disk(&mut add, "disk", path, 0),
+            QemuDisk::Appliance { system, data, .. } => {
+                raw_disk(&mut add, "disk", system, 0);
+                raw_disk(&mut add, "data", data, 1);
             }
         }
         arguments
@@ -156,6 +175,13 @@ impl Qemu {
     fn reconnect(&self) -> &'static str {
         if self.version >= (9, 2) { "reconnect-ms=200" } else { "reconnect=1" }
     }
+}
+
+/// A disk from a raw file, whose node and device have names that begin with `name`.
+fn raw_disk(add: &mut impl FnMut(&[&str]), name: &str, path: &std::path::Path, boot_index: u32) {
+    add(&["-blockdev", &format!("driver=file,node-name={name}-file,filename={}", escaped(path))]);
+    add(&["-blockdev", &format!("driver=raw,node-name={name},file={name}-file")]);
+    add(&["-device", &format!("virtio-blk-pci,drive={name},bootindex={boot_index}")]);
 }
 
 /// A path inside a QEMU option, where a comma is written twice.
@@ -190,5 +216,9 @@ mod tests {
         assert!(line((7, 2), &disk).contains("path=/s/a,,b,reconnect=1 "));
         assert!(line((7, 2), &disk).contains("memory-backend-memfd,id=mem,size=256M,share=on"));
         assert!(line((10, 0), &QemuDisk::Raw("/s/disk".into())).contains("filename=/s/disk"));
+        let appliance = QemuDisk::Appliance { system: "/s/a".into(), data: "/s/b".into(), memory_mib: 1024 };
+        let appliance = line((10, 0), &appliance);
+        assert!(appliance.contains("-m 1024") && appliance.contains("id=mem,size=1024M"), "{appliance}");
+        assert!(appliance.contains("filename=/s/a") && appliance.contains("drive=data,bootindex=1"), "{appliance}");
     }
 }

@@ -24,9 +24,9 @@ mod record;
 mod status;
 mod up;
 
-pub(crate) use process::DETACH_VARIABLE;
+pub(crate) use process::{DETACH_VARIABLE, Running, program};
 pub(crate) use certificates::client_tls;
-pub(crate) use record::{is_dev_dir, mds_addrs};
+pub(crate) use record::{is_dev_dir, mds_addrs, replace};
 
 use crate::connect::Context;
 use crate::error::CliError;

@@ -8,7 +8,7 @@ use super::layout::DaemonPlace;
 use super::record;
 use crate::error::{CliError, ErrorKind};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fd::OwnedFd;
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::ffi::OsStr;
 use std::fs::OpenOptions;
@@ -67,7 +67,8 @@ pub(crate) fn start(daemon: &DaemonPlace) -> Result<Child, CliError> {
 }
 
 /// This very program, also when its file was replaced or removed meanwhile.
-fn program() -> PathBuf {
+#[must_use]
+pub(crate) fn program() -> PathBuf {
     std::env::current_exe().ok().filter(|path| path.exists()).unwrap_or_else(|| PathBuf::from("/proc/self/exe"))
 }
 
@@ -88,6 +89,45 @@ pub(crate) fn last_log_line(daemon: &DaemonPlace) -> String {
 }
 
 impl Running {
+    /// The process of this id, if it is alive and `is_wanted` knows its arguments (the program's name is not among them).
+    pub(crate) fn open(pid: u32, is_wanted: impl Fn(&[&[u8]]) -> bool) -> Option<Self> {
+        let raw = i32::try_from(pid).ok().and_then(Pid::from_raw)?;
+        // Opened before the look: what is looked at afterwards is this process or gone.
+        let fd = pidfd_open(raw, PidfdFlags::empty()).ok()?;
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let arguments: Vec<&[u8]> = line.strip_suffix(b"\0")?.split(|b| *b == 0).skip(1).collect();
+        (is_wanted(&arguments) && is_alive(pid)).then_some(Self { pid, fd })
+    }
+
+    /// Looks for such a process among all.
+    pub(crate) fn search(is_wanted: impl Fn(&[&[u8]]) -> bool) -> Option<Self> {
+        let entries = std::fs::read_dir("/proc").ok()?;
+        let pids = entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse::<u32>().ok());
+        pids.filter_map(|pid| Self::open(pid, &is_wanted)).next()
+    }
+
+    /// Readable when the process has ended (pidfd_open(2)).
+    pub(crate) fn pidfd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Asks the process to end, waits, and ends it when it has not within `limit`. Blocks.
+    ///
+    /// # Errors
+    /// It belongs to somebody else or cannot be watched.
+    pub(crate) fn end(&self, limit: Duration) -> Result<(), CliError> {
+        self.terminate()?;
+        let limit = Timespec::try_from(limit).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 });
+        let failed = |e| CliError::caused(ErrorKind::Failure, format!("watch process {}", self.pid), e);
+        if poll(&mut [PollFd::new(&self.fd, PollFlags::IN)], Some(&limit)).map_err(failed)? > 0 {
+            return Ok(());
+        }
+        self.kill()?;
+        // The kernel ends it, whatever it does; it may have to finish its IO first.
+        poll(&mut [PollFd::new(&self.fd, PollFlags::IN)], Some(&limit)).map_err(failed)?;
+        Ok(())
+    }
+
     /// Whether the process has ended, its threads and open files included.
     #[must_use]
     pub(crate) fn has_ended(&self) -> bool {
@@ -137,26 +177,20 @@ impl Running {
     }
 }
 
-/// Opens a handle of the process, and keeps it if the process is the daemon and alive.
+/// A handle of the process, if it is the daemon and alive.
 fn open_checked(daemon: &DaemonPlace, pid: u32) -> Option<Running> {
-    let raw = i32::try_from(pid).ok().and_then(Pid::from_raw)?;
-    let fd = pidfd_open(raw, PidfdFlags::empty()).ok()?;
-    (is_daemon(daemon, pid) && is_alive(pid)).then_some(Running { pid, fd })
+    Running::open(pid, |arguments| is_daemon(daemon, arguments))
 }
 
 /// Looks for the daemon among all processes.
 fn search(daemon: &DaemonPlace) -> Option<Running> {
-    let entries = std::fs::read_dir("/proc").ok()?;
-    let pids = entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse::<u32>().ok());
-    pids.filter(|pid| is_daemon(daemon, *pid)).find_map(|pid| open_checked(daemon, pid))
+    Running::search(|arguments| is_daemon(daemon, arguments))
 }
 
 /// Whether the command line is `ogee mds --config FILE` (or `chunkserver`) with this daemon's file.
-fn is_daemon(daemon: &DaemonPlace, pid: u32) -> bool {
-    let Ok(line) = std::fs::read(format!("/proc/{pid}/cmdline")) else { return false };
+fn is_daemon(daemon: &DaemonPlace, arguments: &[&[u8]]) -> bool {
     let config = daemon.config();
-    let expected = [daemon.role.command().as_bytes(), b"--config", config.as_os_str().as_bytes()];
-    line.strip_suffix(b"\0").is_some_and(|line| line.split(|b| *b == 0).skip(1).eq(expected))
+    arguments == [daemon.role.command().as_bytes(), b"--config", config.as_os_str().as_bytes()]
 }
 
 /// Whether the process is more than a zombie.
