@@ -35,6 +35,13 @@ impl Guest {
         Ok(done.output.trim().to_owned())
     }
 
+    /// Runs `ogee`, which must say just this.
+    fn says(&mut self, arguments: &str, expected: &str) -> Result<()> {
+        let said = self.ogee(arguments)?;
+        ensure!(said == expected, "ogee {arguments} said {said:?}");
+        Ok(())
+    }
+
     /// Runs `ogee`, which must refuse with this exit code and one line, and gives that.
     fn refused(&mut self, arguments: &str, code: i32) -> Result<String> {
         let done = self.0.run_within(&format!("ogee {arguments}"), PATIENCE)?;
@@ -82,11 +89,12 @@ fn a_mapped_volume_outlives_its_server_and_its_keeper_and_is_mapped_again_from_t
     guest.refused("nbd map nosuch", 3)?;
     guest.ogee("volume create disk --size 64M")?;
 
-    ensure!(guest.ogee(&format!("nbd map disk {RESEND}"))? == "/dev/nbd0");
-    ensure!(guest.ogee("nbd map disk")? == "/dev/nbd0", "mapped already: it stays");
+    guest.says(&format!("nbd map disk {RESEND}"), "/dev/nbd0")?;
+    guest.says("nbd map disk", "/dev/nbd0").context("mapped already: it stays")?;
     let first = guest.mapping()?;
     ensure!(first["state"] == "mapped" && first["live_connections"] == 4 && first["size_bytes"] == 64 << 20, "{first}");
-    ensure!(guest.0.run_ok("cat /sys/block/nbd0/size /sys/block/nbd0/backend")? == "131072\nogee:disk");
+    let seen = guest.0.run_ok("cat /sys/block/nbd0/size /sys/block/nbd0/backend")?;
+    ensure!(seen == "131072\nogee:disk", "{seen}");
     let made = guest.0.run_within("mkfs.ext4 -q /dev/nbd0 && mount -t ext4 /dev/nbd0 /mnt", PATIENCE)?;
     ensure!(made.code == 0, "{made:?}");
     let said = guest.refused("nbd unmap disk", 4)?;
@@ -97,7 +105,7 @@ fn a_mapped_volume_outlives_its_server_and_its_keeper_and_is_mapped_again_from_t
     hammer.verify(&mut guest.0)?;
     guest.0.run_ok("umount /mnt")?;
     guest.ogee("nbd unmap /dev/nbd0")?;
-    ensure!(guest.ogee("nbd ls --json")? == "[]");
+    guest.says("nbd ls --json", "[]")?;
     guest.0.run_ok("test ! -e /sys/block/nbd0/pid")?;
     guest.refused("nbd unmap /dev/nbd0", 3)?;
 
@@ -130,8 +138,9 @@ fn under_kills(guest: &mut Guest) -> Result<Hammer> {
     let keeper = guest.mapping()?["keeper_pid"].as_u64().context("a keeper runs")?;
     guest.0.run_ok(&format!("kill -KILL {keeper}"))?;
     hammer.goes_on_within(&mut guest.0, PATIENCE).context("without a keeper")?;
-    ensure!(guest.mapping()?["state"] == "unattended", "{}", guest.mapping()?);
-    ensure!(guest.ogee(&format!("nbd map disk {RESEND}"))? == "/dev/nbd0", "the same device");
+    let left = guest.mapping()?;
+    ensure!(left["state"] == "unattended", "{left}");
+    guest.says(&format!("nbd map disk {RESEND}"), "/dev/nbd0").context("the same device")?;
     guest.until_mapped(None)?;
     hammer.goes_on_within(&mut guest.0, PATIENCE).context("with a new keeper")?;
     guest.0.run_ok("touch /tmp/flood.stop")?;
