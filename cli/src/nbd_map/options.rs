@@ -115,7 +115,8 @@ mod tests {
     #[test]
     fn options_come_back_as_arguments() {
         let all = ["--device=/dev/nbd7", "--connections=2", "--block-size=4096", "--timeout=30", "--dead-timeout=60", "--steal"];
-        for words in [&[][..], &["--read-only"], &all] {
+        let (none, one): (&[&str], &[&str]) = (&[], &["--read-only"]);
+        for words in [none, one, &all] {
             let options = parse(words).expect("good");
             assert_eq!(MapOptions::parse(options.arguments().into_iter()).expect("good"), options);
         }
