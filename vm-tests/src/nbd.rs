@@ -8,7 +8,7 @@ use crate::console::Console;
 use crate::deadline::wait_for;
 use crate::process::{run, tied};
 use crate::vhost::{Readiness, VhostBackend};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::ffi::OsStr;
 use std::path::PathBuf;
