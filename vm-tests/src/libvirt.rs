@@ -173,8 +173,6 @@ impl Libvirt {
 
     /// Starts a defined domain and waits for the guest's shell.
     ///
-    /// A guest that hangs in its early kernel, as happens under TCG (see [`crate::vm::Vm::boot`]), is reset once, and said so.
-    ///
     /// # Errors
     /// When something of it fails.
     pub fn start_domain(&self, name: &str) -> Result<Shell> {
@@ -184,12 +182,23 @@ impl Libvirt {
         let log = places::logs()?.join(format!("{}-{name}.console", self.name));
         let console = Console::collect(&format!("console of {name}"), line.try_clone()?, &log)?;
         let mut shell = Shell::new(name, line, console);
-        if let Err(error) = shell.wait_ready(BOOT_LIMIT / 2) {
+        self.wait_ready(name, &mut shell)?;
+        Ok(shell)
+    }
+
+    /// Waits for the guest's shell after a start, a reset or a reboot.
+    ///
+    /// A guest that hangs in its early kernel, as happens under TCG (see [`crate::vm::Vm::boot`]), is reset once, and said so.
+    ///
+    /// # Errors
+    /// When it does not come the second time either.
+    pub fn wait_ready(&self, name: &str, shell: &mut Shell) -> Result<()> {
+        if let Err(error) = shell.wait_ready(BOOT_LIMIT) {
             eprintln!("domain {name} did not boot under TCG; once more. {error:#}");
             self.virsh(&["reset", name])?;
-            shell.wait_ready(BOOT_LIMIT)?;
+            shell.wait_ready(BOOT_LIMIT * 2)?;
         }
-        Ok(shell)
+        Ok(())
     }
 
     /// Process id of a running domain's QEMU.

@@ -15,11 +15,11 @@ use std::time::Duration;
 const PIDS: &str = ".reaper-pids";
 
 /// `$1` = folder, `$2` = program, empty when there is none. Acts once its input has ended. Processes that others started and noted
-/// in a file `*.pid` in the folder, as libvirt does, count as registered.
+/// in a file `*.pid` in the folder, as libvirt does (without a line end), count as registered.
 const SCRIPT: &str = r#"
 trap '' HUP INT TERM
 while read -r line; do :; done
-[ -z "$2" ] || for pid in $(cat "$1/.reaper-pids" $(find "$1" -name '*.pid') 2>/dev/null); do
+[ -z "$2" ] || for pid in $(cat "$1/.reaper-pids" 2>/dev/null; find "$1" -name '*.pid' -exec cat {} \; -exec echo \; 2>/dev/null); do
     case $(readlink "/proc/$pid/exe" 2>/dev/null) in
         "$2" | "$2 (deleted)") kill -KILL "$pid" 2>/dev/null ;;
     esac
@@ -110,6 +110,7 @@ mod tests {
         let reaper = Reaper::of_daemons(&folder, &sleep).unwrap();
         let mut noted = Command::new(&sleep).arg("600").spawn().unwrap();
         std::fs::write(folder.join("noted.pid"), noted.id().to_string()).unwrap();
+        std::fs::write(folder.join("old.pid"), "1").unwrap();
         reaper.register([ours.id(), foreign.id()]).unwrap();
         drop(reaper);
         wait_exit(&mut ours, "the registered process", Duration::from_secs(10)).unwrap();

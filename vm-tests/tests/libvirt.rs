@@ -8,7 +8,6 @@ use ogee_vm_tests::image::{DATA_MARKER, Image};
 use ogee_vm_tests::libvirt::{self, Libvirt};
 use ogee_vm_tests::shell::Shell;
 use ogee_vm_tests::vhost::VhostBackend;
-use ogee_vm_tests::vm::BOOT_LIMIT;
 use std::time::Duration;
 
 /// For what the guest notices by itself: a disk that comes, grows or goes; IO that goes on after a daemon's restart.
@@ -76,9 +75,9 @@ fn a_domain_of_the_printed_xml_lives_through_plugging_growing_and_killed_daemons
 
     guest.run_ok("echo written >/mnt/note && sync")?;
     libvirt.virsh(&["reset", "vm1"])?;
-    guest.wait_ready(BOOT_LIMIT)?;
+    libvirt.wait_ready("vm1", &mut guest)?;
     guest.type_keys("reboot -f\n")?;
-    guest.wait_ready(BOOT_LIMIT)?;
+    libvirt.wait_ready("vm1", &mut guest)?;
     ensure!(guest.run_ok("cat /mnt/note")? == "written", "the file is not the same after a reset and a reboot");
 
     let mut data = Disk::serve(&mut cluster, &libvirt, "data")?;
