@@ -11,6 +11,9 @@ use std::sync::Arc;
 #[derive(Debug)]
 struct VolumeFigures(Volume);
 
+/// The figures of one kind of IO.
+type FiguresOf = fn(&VolumeStats) -> &OpStats;
+
 /// Serves the figures of an open volume until dropped.
 ///
 /// # Errors
@@ -43,7 +46,7 @@ impl Figures for VolumeFigures {
 /// Only those of the page.
 pub(crate) fn fill(volumes: &[Volume], page: &mut Page<'_>) -> std::fmt::Result {
     let stats: Vec<VolumeStats> = volumes.iter().map(Volume::stats).collect();
-    let kinds: [(&str, fn(&VolumeStats) -> &OpStats); 5] = [
+    let kinds: [(&str, FiguresOf); 5] = [
         ("read", |s| &s.read),
         ("write", |s| &s.write),
         ("flush", |s| &s.flush),

@@ -66,7 +66,7 @@ mod tests {
 
     #[test]
     fn limits_and_changes_survive_their_messages() {
-        let limit = |n| RateLimit { rate: 1000 + n, burst: 5000 + n, burst_seconds: 7 };
+        let limit = |n: u64| RateLimit { rate: 1000 + n, burst: 5000 + n, burst_seconds: 7 };
         for (n, kind) in (0..).zip(LimitKind::ALL) {
             let limits = VolumeLimits::NONE.with(kind, limit(n));
             assert_eq!(volume_limits(Some(&limits.into())), limits);

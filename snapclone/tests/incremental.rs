@@ -16,6 +16,9 @@ use tokio::sync::watch;
 
 const PAGE: usize = 4096;
 
+/// What is made of a source before it is backed up.
+type Change = fn(&mut Source);
+
 /// A snapshot: its content, and when its pages were written.
 #[derive(Debug, Clone)]
 struct Snapshot {
@@ -212,7 +215,7 @@ async fn without_a_base_that_can_be_compared_everything_is_read() {
     let earlier = disk.snapshot();
     disk.write(1, 77);
     let later = disk.snapshot();
-    let strange: [(&Snapshot, fn(&mut Source)); 4] = [
+    let strange: [(&Snapshot, Change); 4] = [
         (&earlier, |s| s.moments.clear()),
         (&earlier, |s| s.cluster = "cd".repeat(16)),
         (&earlier, |s| s.moments[0].layer.0 = 99),

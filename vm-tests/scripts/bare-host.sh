@@ -86,8 +86,8 @@ drop_caches() { sync; echo 1 >/proc/sys/vm/drop_caches; }
 
 attach
 case $fs in
-ext4) mkfs.ext4 -q -m 0 -E lazy_itable_init=0,lazy_journal_init=0 "$dev" ;;
-xfs) mkfs.xfs -q "$dev" ;;
+ext4) mkfs.ext4 -q -F -m 0 -E lazy_itable_init=0,lazy_journal_init=0 "$dev" ;;
+xfs) mkfs.xfs -q -f "$dev" ;;
 *) die "no file system $fs" ;;
 esac
 mount_it

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 /// For one file system: some seconds on a quiet machine.
 const LIMIT: Duration = Duration::from_secs(600);
+/// How nbdfuse says that it met its own race.
+const NBDFUSE_FAULT: &str = "completion->thread->in_flight >= 1";
 
 fn text(path: &Path) -> &str {
     path.to_str().expect("scratch paths are plain")
@@ -21,12 +23,20 @@ fn lacks() -> Option<&'static str> {
 
 fn file_system(cluster: &Cluster, kind: &str, uri: &str, certificates: &str) -> Result<()> {
     let folder = cluster.folder().join(format!("host-{kind}"));
-    std::fs::create_dir(&folder)?;
+    std::fs::create_dir_all(&folder)?;
     let data: Vec<_> = (1..=3).map(|n| cluster.folder().join(format!("cluster/cs-{n}/data/chunks"))).collect();
     let file = script("bare-host.sh");
     let mut arguments = vec![text(&file), kind, uri, text(&folder), certificates];
     arguments.extend(data.iter().map(|folder| text(folder)));
-    let said = client_within(LIMIT, "bash", &arguments)?;
+    let mut tries = 3;
+    let said = loop {
+        tries -= 1;
+        match client_within(LIMIT, "bash", &arguments) {
+            // nbdfuse 1.14 counts a request that is answered before it was counted, and ends: its fault, seen on a busy machine.
+            Err(error) if tries > 0 && format!("{error:#}").contains(NBDFUSE_FAULT) => eprintln!("nbdfuse failed, once more: {NBDFUSE_FAULT}"),
+            said => break said?,
+        }
+    };
     eprintln!("{said}");
     ensure!(said.ends_with("ok\n"), "{said}");
     Ok(())

@@ -24,7 +24,7 @@ fn limit(f: &Fixture, limits: Option<VolumeLimits>) {
 fn start(v: &Volume, count: u64) -> Vec<JoinHandle<Result<(), IoError>>> {
     let handles = [v.for_thread(), v.for_thread()];
     let one = |page: u64| {
-        let v = handles[usize::from(page % 2 == 0)].clone();
+        let v = handles[usize::from(page.is_multiple_of(2))].clone();
         tokio::spawn(async move { v.write(page * 4096, pattern(1, 4096)).await })
     };
     (0..count).map(one).collect()

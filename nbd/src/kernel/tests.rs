@@ -1,5 +1,6 @@
 //! Golden bytes of every message, as `linux/nbd-netlink.h` has them (little-endian machines), and hostile answers.
 
+use super::message::Attribute;
 use super::*;
 use proptest::prelude::*;
 use std::os::fd::AsFd;
