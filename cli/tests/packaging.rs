@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
 
 const UNIT: &str = "usr/lib/systemd/system/ogee-vhost-blk@.service";
@@ -23,8 +23,9 @@ fn installed(root: &Path, distro: &str) {
     assert!(done.status.success() && done.stderr.is_empty(), "{done:?}");
 }
 
-fn read(path: PathBuf) -> String {
-    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+fn read(path: impl AsRef<Path>) -> String {
+    let path = path.as_ref();
+    fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
 /// Whether a tool of systemd is there; said, if not.
