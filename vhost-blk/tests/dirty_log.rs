@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
-use support::driver::{AVAIL, EVENT_IDX, Guest, MEMORY_BYTES, Ring, USED, VERSION_1, WRITE, connect_with};
+use support::driver::{AVAIL, EVENT_IDX, Guest, MEMORY_BYTES, Ring, UNANSWERED, USED, VERSION_1, WRITE, connect_with};
 use support::fault::FaultDevice;
 use support::{TestServer, wait_until};
 use vhost::vhost_user::Frontend;
@@ -136,6 +136,7 @@ fn each_request_logs_the_pages_it_writes_and_no_others() {
     assert_eq!(rings[0].call(OUT, 0, &[(data, 4096, 0)], false).0, 0);
     let log = Log::new();
     log_on(&mut front, &log, &mut rings);
+    let mut compared = 0;
     for round in 0..2 {
         for case in cases(data) {
             (case.before)(&device);
@@ -143,6 +144,8 @@ fn each_request_logs_the_pages_it_writes_and_no_others() {
             log.clear();
             let (status, _) = rings[0].submit(case.kind, 8, &case.data, round == 1);
             let copy = all(&guest);
+            // A loop that is awake does not wait for the kick, and may have answered before the copy.
+            let was_quicker = copy[usize::try_from(status).unwrap()] != UNANSWERED;
             rings[0].kick();
             rings[0].wait_used();
             // Only a ring that stands writes nothing more.
@@ -153,12 +156,14 @@ fn each_request_logs_the_pages_it_writes_and_no_others() {
             let logged = log.pages();
             assert_eq!(logged, expected, "{}", case.what);
             assert!(changed.is_subset(&logged), "{}: {changed:?} changed", case.what);
-            assert!(changed.contains(&(status / PAGE)), "{}: answered", case.what);
+            assert!(was_quicker || changed.contains(&(status / PAGE)), "{}: answered", case.what);
+            compared += u32::from(!was_quicker);
             device.fail(None);
             device.short_reads(false);
             rings[0].restart(&mut front, base);
         }
     }
+    assert!(compared > 0, "every answer was there before the copy");
     log_off(&mut front, &mut rings);
     log.clear();
     assert_eq!(rings[0].call(IN, 0, &[(data, 4096, WRITE)], false).0, 0);

@@ -33,6 +33,8 @@ const HEADERS: u64 = 0x8000;
 const TABLES: u64 = 0x2_0000;
 pub const DATA: u64 = 0x4_0000;
 pub const QUEUE_SIZE: u16 = 128;
+/// The status byte of a request that was not answered.
+pub const UNANSWERED: u8 = 0xee;
 
 /// Guest memory with a mapping of its own, that outlives connections.
 pub struct Guest {
@@ -303,7 +305,7 @@ impl<'a> Ring<'a> {
         self.guest.put(at, kind.to_le());
         self.guest.put(at + 4, 0_u32);
         self.guest.put(at + 8, sector.to_le());
-        self.guest.put(at + 32, 0xee_u8);
+        self.guest.put(at + 32, UNANSWERED);
         (at, at + 32)
     }
 
