@@ -16,14 +16,16 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use ogee_common::geometry::{ChunkSpan, chunk_spans, segment_of};
-use ogee_common::id::{ChunkIndex, CopysetId};
+use ogee_common::id::{ChunkIndex, CopysetId, SegmentIndex};
 use ogee_common::limits::{
-    CHUNK_BYTES, IO_BYTES_MAX, REQUEST_BYTES_MAX, SEGMENT_BYTES, ZERO_BYTES_MAX, ZERO_SPANS_PARALLEL,
+    CHUNK_BYTES, IO_BYTES_MAX, LAYOUT_PREFETCH_SEGMENTS, REQUEST_BYTES_MAX, SEGMENT_BYTES, ZERO_BYTES_MAX,
+    ZERO_SPANS_PARALLEL,
 };
 use ogee_common::rng;
 use ogee_proto::MdsErrorKind;
 use ogee_proto::mds::GetCopysetsRequest;
 use smallvec::SmallVec;
+use std::time::Duration;
 
 /// Whether an IO of `len` bytes at `offset` may be done on a device of `size` bytes in sectors of `sector` bytes. Pure.
 pub(crate) fn check_range(
@@ -112,22 +114,32 @@ impl DataPath<'_> {
         self.run(&mut request, Some(&mut ticket.part())).await.map(drop)
     }
 
-    /// Makes a range that was checked read as zeros. An unplaced segment does already.
+    /// Makes a range that was checked read as zeros. Segments without a placement do already: nothing is sent for them, but
+    /// the MDS is asked, so that a client that was taken over has no success here either (ADR 0014).
     pub(crate) async fn zero(&self, ticket: &WriteTicket<'_>, offset: u64, len: u64) -> Result<(), Failure> {
         let mut parts = FuturesUnordered::new();
         let mut result = Ok(());
         let (mut at, end) = (offset, offset + len);
-        while at < end {
+        // The MDS was asked during this request about the segments below.
+        let mut asked = SegmentIndex(0);
+        while at < end && result.is_ok() {
             let chunk = ChunkIndex(u32::try_from(at / u64::from(CHUNK_BYTES)).expect("volumes are bounded"));
-            let segment_end = (u64::from(segment_of(chunk).0) + 1) * SEGMENT_BYTES;
-            let stop = segment_end.min(end);
-            if self.copyset(chunk, Unplaced::Fine).await?.is_some() {
+            let segment = segment_of(chunk);
+            let stop = ((u64::from(segment.0) + 1) * SEGMENT_BYTES).min(end);
+            if matches!(self.at.layout.lookup(chunk), Lookup::At(_)) {
                 for span in chunk_spans(at, stop - at, ZERO_BYTES_MAX) {
                     if parts.len() >= ZERO_SPANS_PARALLEL {
                         result = result.and(parts.next().await.unwrap_or(Ok(())));
                     }
                     parts.push(self.zero_span(ticket, span));
                 }
+            } else if segment >= asked {
+                let segments = u32::try_from(end.div_ceil(SEGMENT_BYTES)).expect("volumes are bounded");
+                match self.confirm_layout(segment, segments - segment.0).await {
+                    Ok(behind) => asked = behind,
+                    Err(failure) => result = Err(failure),
+                }
+                continue;
             }
             at = stop;
         }
@@ -138,10 +150,30 @@ impl DataPath<'_> {
     }
 
     async fn zero_span(&self, ticket: &WriteTicket<'_>, span: ChunkSpan) -> Result<(), Failure> {
-        let Some(copyset) = self.copyset(span.chunk, Unplaced::Fine).await? else { return Ok(()) };
+        let Some(copyset) = self.copyset(span.chunk, Unplaced::Place).await? else {
+            return Err(IoErrorKind::ReadOnly.into());
+        };
         let _in_flight = self.session.admit(0).await;
         let mut request = Request { copyset, span, action: Action::Zero };
         self.run(&mut request, Some(&mut ticket.part())).await.map(drop)
+    }
+
+    /// Asks the MDS, until it answers, for up to `count` segments from `first` on, and whether this client is still the writer;
+    /// the segment behind the last one that was asked for.
+    async fn confirm_layout(&self, first: SegmentIndex, count: u32) -> Result<SegmentIndex, Failure> {
+        let at = self.at;
+        let behind = SegmentIndex(first.0 + count.min(LAYOUT_PREFETCH_SEGMENTS));
+        let mut pause = at.cluster.config.timing.backoff_min;
+        loop {
+            at.gate.check()?;
+            match at.layout.confirm(&at.cluster.mds, at.info.volume, at.info.epoch, first.0..behind.0).await {
+                Ok(copysets) => {
+                    at.learn_replicas(&copysets).await;
+                    return Ok(behind);
+                }
+                Err(error) => self.pause_before_repeating(error, &mut pause).await?,
+            }
+        }
     }
 
     /// The copyset of a chunk; `None` if its segment has no placement and needs none.
@@ -168,13 +200,17 @@ impl DataPath<'_> {
             };
             match asked {
                 Ok(copysets) => at.learn_replicas(&copysets).await,
-                Err(error) => {
-                    self.judge_mds(error)?;
-                    tokio::time::sleep(rng::jitter(pause)).await;
-                    pause = (pause * 2).min(at.cluster.config.timing.backoff_max);
-                }
+                Err(error) => self.pause_before_repeating(error, &mut pause).await?,
             }
         }
+    }
+
+    /// Waits for the time to repeat a failed call to the MDS, if it may be repeated; the next pause is longer.
+    async fn pause_before_repeating(&self, error: MdsCallError, pause: &mut Duration) -> Result<(), Failure> {
+        self.judge_mds(error)?;
+        tokio::time::sleep(rng::jitter(*pause)).await;
+        *pause = (*pause * 2).min(self.at.cluster.config.timing.backoff_max);
+        Ok(())
     }
 
     /// Whether a failed call to the MDS may be repeated.

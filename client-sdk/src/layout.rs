@@ -5,7 +5,7 @@
 //! is believed only as long as nobody else can have written. A write-attached client is the only one who can place a
 //! segment of its layer, a snapshot's layer is not written below its seq, and a read-only client of a live volume
 //! asks again after `live_layout_ttl`. (A client that was fenced and has not heard of it may still read zeros here:
-//! that is what it could have read a moment earlier.) A segment that an ancestor has is placed in the clone as well,
+//! that is what it could have read a moment earlier. What it zeroes is confirmed by the MDS, ADR 0014.) A segment that an ancestor has is placed in the clone as well,
 //! so an unplaced segment has no ancestor's data.
 //!
 //! At most one question to the MDS is under way for reading and one for placing. Bounded by the volume's size: 256
@@ -83,8 +83,28 @@ impl LayoutCache {
         }
         let segment = segment_of(chunk).0;
         let first = segment - segment % LAYOUT_PREFETCH_SEGMENTS;
-        let range = first..first + LAYOUT_PREFETCH_SEGMENTS;
-        let request = mds::GetLayoutRequest { layer: self.layer.0, first, count: LAYOUT_PREFETCH_SEGMENTS };
+        let request = mds::GetLayoutRequest { layer: self.layer.0, first, count: LAYOUT_PREFETCH_SEGMENTS, volume: 0, epoch: 0 };
+        self.ask(mds, request).await
+    }
+
+    /// Asks the MDS for `range` as the writer of this layer, whatever is known, and returns the copysets it named.
+    ///
+    /// # Errors
+    /// Those of the call: `fenced` when `epoch` is not the current attach; `invalid-argument` for an answer that makes no sense.
+    pub(crate) async fn confirm(
+        &self,
+        mds: &MdsClient,
+        volume: VolumeId,
+        epoch: AttachEpoch,
+        range: std::ops::Range<u32>,
+    ) -> Result<Vec<CopysetId>, MdsCallError> {
+        let (first, count) = (range.start, range.end - range.start);
+        let request = mds::GetLayoutRequest { layer: self.layer.0, first, count, volume: volume.0, epoch: epoch.0 };
+        self.ask(mds, request).await
+    }
+
+    async fn ask(&self, mds: &MdsClient, request: mds::GetLayoutRequest) -> Result<Vec<CopysetId>, MdsCallError> {
+        let range = request.first..request.first + request.count;
         let since = clock::now();
         let layout = mds.get_layout(request).await?;
         let placed = self.check(&layout, &range)?;

@@ -42,7 +42,7 @@ pub fn flip(path: &Path, at: u64, bit: u8) -> Result<()> {
     Ok(())
 }
 
-/// The id of a chunkserver that is up, by its number in `ogee dev up`.
+/// The id of a chunkserver that is up, by its number in `ogee dev up`. Those that were there before it on other disks are down.
 ///
 /// # Errors
 /// When it is not up.

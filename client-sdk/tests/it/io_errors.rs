@@ -60,6 +60,34 @@ async fn fenced_by_a_copyset_is_sticky_for_all_handles() {
     assert_eq!(f.mds.calls("detach_volume"), 0, "there is nothing to give back");
 }
 
+/// Nobody but the MDS can say so where no copyset is asked; what the client knows of the layout is older.
+#[tokio::test]
+async fn a_client_that_was_taken_over_zeroes_nothing_where_nothing_is_placed() {
+    let f = Fixture::new().await;
+    let v = f.open().await;
+    let (unplaced, len) = (1 << 30, 3 << 30);
+    assert_eq!(read(&v, unplaced, 4096).await, vec![0; 4096]);
+    within(v.discard(unplaced, len)).await.expect("still the writer");
+    let asked = f.mds.calls("get_layout");
+    within(v.write_zeroes(unplaced + 512, len - 512)).await.expect("still the writer");
+    assert_eq!(f.mds.calls("get_layout"), asked + 1, "one question for all segments");
+    assert_eq!(f.mds.calls("allocate_segment"), 0, "zeros need no place");
+    f.mds.inner().volumes.get_mut("vol").expect("a volume").volume.attach_epoch += 1;
+    assert_eq!(kind(within(v.discard(unplaced, len)).await), IoErrorKind::Fenced);
+    assert_eq!(kind(v.read(0, 512).await), IoErrorKind::Fenced, "it knows now");
+}
+
+/// Another writer had it placed meanwhile, and was given up again: what the MDS says counts, not what was known.
+#[tokio::test]
+async fn zeroes_go_where_the_mds_says_that_something_is() {
+    let f = Fixture::new().await;
+    let v = f.open().await;
+    assert_eq!(read(&v, 1 << 30, 4096).await, vec![0; 4096]);
+    f.mds.place(LAYER, 1);
+    within(v.discard(0, 2 << 30)).await.expect("discarded");
+    assert!(f.data.arrived(Opcode::Zero) >= 64, "every chunk of the placed segment");
+}
+
 #[tokio::test]
 async fn fenced_by_the_mds() {
     let f = Fixture::new().await;

@@ -271,6 +271,9 @@ impl Mds for Node {
     async fn get_layout(&self, r: Request<GetLayoutRequest>) -> Answer<Layout> {
         let inner = self.enter("get_layout")?;
         let r = r.into_inner();
+        if r.epoch != 0 && inner.volumes.values().any(|v| v.volume.id == r.volume && v.volume.attach_epoch != r.epoch) {
+            return Err(refuse(MdsErrorKind::Fenced));
+        }
         let range = (r.layer, r.first)..(r.layer, r.first + r.count);
         let segment = |((_, index), copysets): (&(u64, u32), &Vec<u32>)| Segment {
             index: *index,

@@ -96,6 +96,8 @@ struct State {
     applied: HashMap<(CopysetId, ChunkserverId), u64>,
     /// Since when a chunkserver has been heard of without a break.
     steady: HashMap<ChunkserverId, Instant>,
+    /// Chunkservers at whose address another one serves now: they are gone, also before their silence says so.
+    displaced: HashSet<ChunkserverId>,
     /// Leads that are to change hands: who gives, who takes, since when.
     hand_overs: HashMap<CopysetId, (HandOver, Instant)>,
     /// Scrubs that were ordered and not yet obeyed.
@@ -126,6 +128,7 @@ impl Liveness {
         let mut state = self.lock();
         let now = clock::now();
         let well = vitals.disk_error.is_empty();
+        state.displaced.remove(&id);
         if state.scrubs.get(&id).is_some_and(|order| order.id <= vitals.scrub.order) {
             state.scrubs.remove(&id);
         }
@@ -137,6 +140,11 @@ impl Liveness {
         if broke || !well {
             state.steady.insert(id, now);
         }
+    }
+
+    /// Another chunkserver has taken its address. Until it is heard of again it counts as down.
+    pub(crate) fn displace(&self, id: ChunkserverId) {
+        self.lock().displaced.insert(id);
     }
 
     /// Orders a scrub (one with layers: a verification) or its end; an order of the kind that was not obeyed yet is forgotten.
@@ -195,7 +203,10 @@ impl Liveness {
     pub(crate) fn steady(&self, least: Duration) -> HashSet<ChunkserverId> {
         let state = self.lock();
         let now = clock::now();
-        let silent = |id| state.seen.get(id).is_none_or(|(at, _)| now.saturating_duration_since(*at) >= HEARTBEAT_DOWN_AFTER);
+        let silent = |id| {
+            let recent = state.seen.get(id).filter(|(at, _)| now.saturating_duration_since(*at) < HEARTBEAT_DOWN_AFTER);
+            recent.is_none() || state.displaced.contains(id)
+        };
         let long = state.steady.iter().filter(|(id, at)| now.saturating_duration_since(**at) >= least && !silent(id));
         long.map(|(id, _)| *id).collect()
     }
@@ -248,6 +259,7 @@ impl Liveness {
         let state = self.lock();
         let silent = |at: Instant| clock::now().saturating_duration_since(at) >= HEARTBEAT_DOWN_AFTER;
         match state.seen.get(&id) {
+            _ if state.displaced.contains(&id) => Health::Down,
             Some((_, vitals)) if !vitals.disk_error.is_empty() => Health::Failed,
             Some((at, _)) if silent(*at) => Health::Down,
             Some(_) => Health::Up,
@@ -289,6 +301,11 @@ mod tests {
         assert_eq!(live.vitals(id).0, Some(vitals("EIO")));
         live.enter(Term(1));
         assert_eq!(live.health(id), Health::Failed);
+        live.heard(id, vitals(""));
+        live.displace(id);
+        assert_eq!((live.health(id), live.steady(Duration::ZERO).len()), (Health::Down, 0), "another one has its address");
+        live.heard(id, vitals(""));
+        assert_eq!((live.health(id), live.steady(Duration::ZERO).len()), (Health::Up, 1));
         live.enter(Term(2));
         assert_eq!(live.health(id), Health::Up);
     }

@@ -80,7 +80,7 @@ async fn a_client_that_does_not_answer_is_bypassed() {
     let read = m::AttachVolumeRequest { snapshot: "s1".into(), read_only: true, ..attach("a", 8, false) };
     assert_eq!(refused(c.attach_volume(read.clone()).await).0, MdsErrorKind::Unavailable);
     assert_eq!(refused(c.allocate_segment(allocate(&grant, 1)).await).0, MdsErrorKind::Unavailable);
-    let layout = m::GetLayoutRequest { layer: grant.layer, first: 0, count: 8 };
+    let layout = m::GetLayoutRequest { layer: grant.layer, first: 0, count: 8, ..Default::default() };
     assert_eq!(c.get_layout(layout).await.expect("layout").into_inner().segments.len(), 1);
     fleet.stick(false);
     ready(&c, "s1").await;
@@ -132,6 +132,14 @@ async fn an_attach_is_refused_while_its_holder_lives_and_can_be_stolen() {
     assert_eq!(refused(c.watch_attach(watch(&stolen, 1)).await).0, MdsErrorKind::Fenced, "another client's attach");
     assert_eq!(refused(c.allocate_segment(allocate(&again, 0)).await).0, MdsErrorKind::Fenced);
     c.allocate_segment(allocate(&stolen, 0)).await.expect("the new holder places segments");
+    // Who asks as the writer is told only while it is: what it zeroes without any copyset depends on it (ADR 0014).
+    let as_writer = |grant: &m::AttachGrant, epoch| m::GetLayoutRequest { layer: grant.layer, first: 0, count: 2, volume: volume(grant), epoch };
+    assert_eq!(refused(c.get_layout(as_writer(&again, again.epoch)).await).0, MdsErrorKind::Fenced);
+    for epoch in [stolen.epoch, 0] {
+        assert_eq!(c.get_layout(as_writer(&stolen, epoch)).await.expect("layout").into_inner().segments.len(), 1);
+    }
+    let of_no_volume = m::GetLayoutRequest { layer: stolen.layer, volume: volume(&stolen) + 1, ..as_writer(&stolen, stolen.epoch) };
+    assert_eq!(refused(c.get_layout(of_no_volume).await).0, MdsErrorKind::NotFound);
     // Its stream was never opened; after the grace it counts as gone.
     let taken = poll("the dead holder to be replaced", || {
         let mut c = c.clone();
@@ -175,6 +183,8 @@ async fn rollback_takes_the_volume_from_its_client() {
     assert_eq!(next(&mut stream).await, Some(Event::Detached(m::Empty {})));
     let again = c.attach_volume(attach("a", 1, false)).await.expect("attach").into_inner();
     assert_eq!((again.layer, again.ancestry.len()), (back.layer, 1));
+    let old = m::GetLayoutRequest { layer: grant.layer, first: 0, count: 1, volume: volume(&again), epoch: again.epoch };
+    assert_eq!(refused(c.get_layout(old).await).0, MdsErrorKind::Fenced, "it does not write to that layer");
 }
 
 #[tokio::test]

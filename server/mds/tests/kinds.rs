@@ -52,7 +52,7 @@ async fn users_fences_and_limits() {
     c.create_snapshot(snapshot_of("a", "s")).await.expect("snapshot");
     let delete = m::DeleteVolumeRequest { path: "a".into(), owner: String::new() };
     check(c.delete_volume(delete).await, K::InUse, Code::FailedPrecondition);
-    let layout = m::GetLayoutRequest { layer: first.layer, first: 0, count: 5000 };
+    let layout = m::GetLayoutRequest { layer: first.layer, first: 0, count: 5000, ..Default::default() };
     check(c.get_layout(layout).await, K::Limit, Code::OutOfRange);
     // What cannot be done now: a segment while nothing can seal it.
     fleet.stick(true);
@@ -66,6 +66,10 @@ async fn room_and_identities() {
     let cluster = Cluster::start(1);
     let (_, mut c) = cluster.leader().await;
     c.register_chunkserver(registration(1)).await.expect("register");
+    // A new disk at the address of an old one: the old one is gone at once, not when its silence is noticed.
+    c.register_chunkserver(m::RegisterChunkserverRequest { addr: registration(1).addr, ..registration(9) }).await.expect("register");
+    let list = c.list_chunkservers(m::Empty {}).await.expect("list").into_inner().chunkservers;
+    assert_eq!(list.iter().map(|s| &s.state[..]).collect::<Vec<_>>(), ["down", "up"]);
     let pool = m::CreatePoolRequest { name: "default".into(), replicas: 3, copysets: 0 };
     check(c.create_pool(pool.clone()).await, K::NoSpace, Code::ResourceExhausted);
     let many = m::CreatePoolRequest { replicas: 1, copysets: 51, ..pool.clone() };

@@ -16,7 +16,7 @@ fn stat(path: &str) -> m::StatVolumeRequest {
 }
 
 fn layout(layer: u64) -> m::GetLayoutRequest {
-    m::GetLayoutRequest { layer, first: 0, count: 64 }
+    m::GetLayoutRequest { layer, first: 0, count: 64, ..Default::default() }
 }
 
 fn clone_of(path: &str, source_snapshot: &str, new_path: &str) -> m::CloneVolumeRequest {

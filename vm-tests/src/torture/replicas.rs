@@ -97,7 +97,7 @@ pub async fn compare(cluster: &Cluster) -> Result<Compared> {
     let status = cluster.mds().cluster_status().await?;
     let identity: [u8; 16] = status.cluster.as_ref().try_into().context("the cluster's identity")?;
     let mut compared = Compared::default();
-    for copyset in cluster.mds().list_copysets().await?.copysets {
+    for mut copyset in cluster.mds().list_copysets().await?.copysets {
         let patience = clock::now() + Duration::from_secs(60);
         let contents = loop {
             match gather(identity, &copyset).await {
@@ -108,6 +108,9 @@ pub async fn compare(cluster: &Cluster) -> Result<Compared> {
                 Err(error) => return Err(error.context(format!("copyset {}", copyset.id))),
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
+            // Replicas may have moved.
+            let now = cluster.mds().list_copysets().await?.copysets;
+            copyset = now.into_iter().find(|c| c.id == copyset.id).context("a copyset is gone")?;
         };
         compared.copysets += 1;
         compared.replicas += contents.len();

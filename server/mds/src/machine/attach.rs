@@ -129,6 +129,15 @@ pub(crate) fn current(tx: &Tx<'_>, id: VolumeId, epoch: AttachEpoch) -> Step<Vol
     }
 }
 
+/// Checks that an epoch is the volume's current attach, and that what it writes to is `layer`.
+///
+/// # Errors
+/// `NotFound`, `Fenced`.
+pub(crate) fn writes_to(tx: &Tx<'_>, id: VolumeId, epoch: AttachEpoch, layer: LayerId) -> Step<VolumeRow> {
+    let volume = current(tx, id, epoch)?;
+    if volume.layer == layer { Ok(volume) } else { Err(Refusal::Fenced { given: epoch, current: volume.epoch }.into()) }
+}
+
 /// What a snapshot of the volume would have to assume now.
 pub(crate) fn expected(tx: &Tx<'_>, volume: &VolumeRow) -> Step<Expected> {
     let seq = namespace::head_seq(tx, volume)?;
@@ -149,10 +158,7 @@ pub(crate) struct WantedSegment {
 /// # Errors
 /// `NotFound`, `Fenced`, `InvalidArgument`; `Unavailable` while a snapshot is being made.
 pub(crate) fn placed(tx: &Tx<'_>, wanted: WantedSegment) -> Step<Option<SegmentRow>> {
-    let volume = current(tx, wanted.volume, wanted.epoch)?;
-    if volume.layer != wanted.layer {
-        return Err(Refusal::Fenced { given: wanted.epoch, current: volume.epoch }.into());
-    }
+    let volume = writes_to(tx, wanted.volume, wanted.epoch, wanted.layer)?;
     if u64::from(wanted.index.0) * SEGMENT_BYTES >= volume.size_bytes {
         return Err(Refusal::BehindEnd(wanted.index).into());
     }

@@ -129,6 +129,9 @@ impl Core {
         let layer = LayerId(names::id("layer", r.layer)?);
         self.lead().await?;
         let rows = self.read(|tx| {
+            if r.epoch != 0 {
+                attach::writes_to(tx, VolumeId(r.volume), AttachEpoch(r.epoch), layer)?;
+            }
             let row: Option<LayerRow> = tx.get(&layer)?;
             let row = row.filter(|l| !l.dropping).ok_or(Refusal::NoSuchLayer(layer))?;
             layers::placement(tx, layer, &row, SegmentIndex(r.first), r.count)

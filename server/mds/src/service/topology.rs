@@ -73,10 +73,20 @@ impl Core {
         };
         match self.propose(None, Command::RegisterChunkserver(registration)).await? {
             Outcome::Registered { id, cluster } => {
+                self.displace_others(id)?;
                 Ok(mds::RegisterChunkserverReply { id: id.0, cluster: cluster.to_vec().into() })
             }
             _ => Err(CallError::Answer(crate::machine::command::DecodeError::Trailing)),
         }
+    }
+
+    /// Whoever had the address of a chunkserver that registers is gone: a disk was replaced, or its directory.
+    fn displace_others(&self, id: ChunkserverId) -> Result<(), CallError> {
+        let rows = self.read(|tx| Ok(tx.scan::<ChunkserverRow>(&(), None, usize::MAX)?))?;
+        let addr = rows.iter().find(|(other, _)| *other == id).map(|(_, row)| &row.addr);
+        let others = rows.iter().filter(|(other, row)| *other != id && Some(&row.addr) == addr);
+        others.for_each(|(other, _)| self.live.displace(*other));
+        Ok(())
     }
 
     pub(crate) async fn heartbeat(&self, r: mds::HeartbeatRequest) -> Result<mds::HeartbeatReply, CallError> {
