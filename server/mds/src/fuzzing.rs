@@ -3,7 +3,8 @@
 
 use crate::machine::command::{Envelope, decode_answer, encode_answer};
 use crate::machine::row::{
-    ChunkserverRow, CopysetRow, DirectoryRow, EntryRow, LayerRow, MoveRow, PoolRow, Row, SegmentRow, SnapshotRow, VolumeRow,
+    ChunkserverRow, CopysetRow, DirectoryRow, EntryRow, LayerRow, MoveRow, PoolRow, Row, SegmentRow, ServiceTaskRow, SnapshotRow,
+    VolumeRow,
 };
 use crate::machine::tx::{decode_row, encode_row};
 
@@ -34,4 +35,5 @@ pub fn mds_records(data: &[u8]) {
     row::<ChunkserverRow>(data);
     row::<CopysetRow>(data);
     row::<MoveRow>(data);
+    row::<ServiceTaskRow>(data);
 }

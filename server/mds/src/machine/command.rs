@@ -4,11 +4,12 @@
 //! Invariant: everything that a replica cannot compute by itself (time, random choices, which client is alive) is in
 //! the command, so that applying it gives the same rows everywhere. Names were checked where they entered.
 
-use super::row::{Hold, OutReason};
+use super::row::{Hold, OutReason, ServiceTaskRow};
+use super::service_tasks::ServiceTaskCommand;
 use crate::refusal::Refusal;
 use ogee_common::id::{
-    AttachEpoch, ChunkserverId, CopysetId, LayerId, PoolId, ReplicaId, SegmentIndex, SnapshotGroupId, VolumeId,
-    VolumeSeq, VolumeSnapshotId,
+    AttachEpoch, ChunkserverId, CopysetId, LayerId, PoolId, ReplicaId, SegmentIndex, ServiceTaskId, SnapshotGroupId,
+    VolumeId, VolumeSeq, VolumeSnapshotId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -140,6 +141,8 @@ pub(crate) enum Command {
     RemoveChunkserver { chunkserver: ChunkserverId },
     /// Has the head of a volume copy what it reads from its ancestors, or stops that.
     FlattenVolume { path: String, cancels: bool },
+    /// Something about service tasks.
+    ServiceTask(ServiceTaskCommand),
 }
 
 /// What a command did.
@@ -161,6 +164,8 @@ pub(crate) enum Outcome {
     Pool(PoolId),
     /// The snapshots of the group as they are now.
     Group { group: SnapshotGroupId, snapshots: Vec<SnapshotInfo> },
+    /// The service task as it is now.
+    ServiceTask(Box<(ServiceTaskId, ServiceTaskRow)>),
 }
 
 /// A volume as callers see it.

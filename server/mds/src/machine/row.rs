@@ -6,7 +6,7 @@
 
 use super::key::KeyPart;
 use ogee_common::id::{
-    AttachEpoch, ChunkserverId, CopysetId, DirectoryId, LayerId, PoolId, SegmentIndex, SnapshotGroupId, VolumeId,
+    AttachEpoch, ChunkserverId, CopysetId, DirectoryId, LayerId, PoolId, SegmentIndex, ServiceTaskId, SnapshotGroupId, VolumeId,
     VolumeSeq, VolumeSnapshotId,
 };
 use ogee_disk::meta::Table;
@@ -14,9 +14,13 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 mod groups;
+mod service_tasks;
 mod topology;
 
 pub(crate) use groups::{GroupMember, GroupedRow, SnapshotGroupRow};
+pub(crate) use service_tasks::{
+    EndedServiceTaskRow, OpenServiceTaskRow, ServiceTaskKeyRow, ServiceTaskRow, ServiceTaskState,
+};
 pub(crate) use topology::{
     ChunkserverRow, ChunkserverUuidRow, CopysetRow, HostedRow, MoveRow, MoveState, OutReason, OutRow, PoolNameRow,
     PoolRow, ReplicaRow,
@@ -73,6 +77,10 @@ tables! {
     MoveRow = 26 "moves" key CopysetId,
     OutRow = 27 "chunkservers out" key ChunkserverId,
     FlattenRow = 28 "flattens" key LayerId,
+    ServiceTaskRow = 32 "service tasks" key ServiceTaskId,
+    OpenServiceTaskRow = 33 "open service tasks" key ServiceTaskId,
+    EndedServiceTaskRow = 34 "ended service tasks" key u64,
+    ServiceTaskKeyRow = 35 "service tasks by key" key [u8; 16],
 }
 
 /// How far the log is applied. Written in the batch of every entry.
@@ -119,6 +127,10 @@ pub(crate) enum Counter {
     Request = 10,
     /// [`SnapshotGroupId`].
     SnapshotGroup = 11,
+    /// [`ServiceTaskId`].
+    ServiceTask = 16,
+    /// Position in the order in which service tasks ended.
+    EndedServiceTask = 17,
 }
 
 /// The last id given out.

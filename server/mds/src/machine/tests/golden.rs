@@ -4,12 +4,13 @@
 use super::super::command::{Command, Envelope, Expected, GroupPart, Outcome, decode_answer, encode_answer};
 use super::super::key::KeyPart;
 use super::super::row::*;
+use super::super::service_tasks::{Holder, ServiceTaskCommand, TaskEnd};
 use super::super::tx::{decode_row, encode_row};
 use super::registration;
 use crate::refusal::Refusal;
 use ogee_common::id::{
-    AttachEpoch, ChunkserverId, CopysetId, DirectoryId, LayerId, PoolId, ReplicaId, SegmentIndex, SnapshotGroupId, VolumeId,
-    VolumeSeq, VolumeSnapshotId,
+    AttachEpoch, ChunkserverId, CopysetId, DirectoryId, LayerId, PoolId, ReplicaId, SegmentIndex, ServiceTaskId, SnapshotGroupId,
+    VolumeId, VolumeSeq, VolumeSnapshotId,
 };
 use proptest::prelude::*;
 use std::fmt::{Debug, Write as _};
@@ -145,6 +146,33 @@ fn other_rows(l: &mut Lines) {
         l.row(&ChunkserverId(id), &OutRow { reason, since_unix_ms: 1000 });
     }
     l.row(&LayerId(9), &FlattenRow { task: 10, total: 24, started_unix_ms: 1000 });
+    service_task_rows(l);
+}
+
+fn service_task_rows(l: &mut Lines) {
+    let row = |state| ServiceTaskRow {
+        kind: "backup".into(),
+        repository: "main".into(),
+        arguments: "{}".into(),
+        state,
+        owner: 77,
+        fence: 2,
+        note: "n".into(),
+        result: "r".into(),
+        done: 3,
+        total: 300,
+        created_unix_ms: 1000,
+        started_unix_ms: 1001,
+        ended_unix_ms: 1002,
+        key: Some([7; 16]),
+    };
+    use ServiceTaskState as S;
+    for (id, state) in [S::Queued, S::Running, S::Cancelling, S::Done, S::Failed, S::Cancelled].into_iter().enumerate() {
+        l.row(&ServiceTaskId(id as u64 + 1), &row(state));
+    }
+    l.row(&ServiceTaskId(4), &OpenServiceTaskRow);
+    l.row(&12, &EndedServiceTaskRow(ServiceTaskId(4)));
+    l.row(&[7; 16], &ServiceTaskKeyRow(ServiceTaskId(4)));
 }
 
 #[test]
@@ -202,6 +230,23 @@ fn commands() -> Vec<Command> {
         Command::RemoveChunkserver { chunkserver: ChunkserverId(4) },
         Command::FlattenVolume { path: "f/a".into(), cancels: true },
     ]
+    .into_iter()
+    .chain(service_task_commands().map(Command::ServiceTask))
+    .collect()
+}
+
+fn service_task_commands() -> impl Iterator<Item = ServiceTaskCommand> {
+    use ServiceTaskCommand as C;
+    let (task, text) = (ServiceTaskId(4), || String::from("x"));
+    let holder = Holder { task, owner: 77, fence: 2 };
+    let first = [
+        C::Create { kind: text(), repository: text(), arguments: text(), key: Some([7; 16]) },
+        C::Cancel { task },
+        C::Take { task, owner: 77, fence: 1 },
+        C::Note { holder, note: text(), done: 3, total: 300 },
+    ];
+    let ends = [TaskEnd::Done, TaskEnd::Failed, TaskEnd::Cancelled, TaskEnd::Released];
+    first.into_iter().chain(ends.map(|end| C::End { holder, end, result: String::from("x") }))
 }
 
 #[test]
@@ -233,6 +278,7 @@ proptest! {
             let _ = decode_row::<CopysetRow>(input);
             let _ = decode_row::<TaskRow>(input);
             let _ = decode_row::<SnapshotGroupRow>(input);
+            let _ = decode_row::<ServiceTaskRow>(input);
             let _ = <(DirectoryId, String)>::from_key(input);
         }
     }
