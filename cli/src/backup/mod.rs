@@ -38,7 +38,7 @@ pub(crate) enum BackupCommand {
     Verify(list::VerifyArgs),
     /// Remove a backup; its space comes back with the next gc
     #[command(after_help = "Example:\n  ogee backup rm 5f3a09c2 --repo file:///srv/backup")]
-    Rm(list::OneArgs),
+    Rm(list::RmArgs),
     /// Delete what no backup refers to; may run at any time, beside backups too
     #[command(after_help = "Example:\n  ogee backup gc --repo file:///srv/backup")]
     Gc(list::GcArgs),
