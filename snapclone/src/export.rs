@@ -74,7 +74,7 @@ struct Content {
 pub async fn export<D: BlockDevice>(
     repo: &Repository, device: &D, source: Source, throttle: &Throttle, progress: impl Fn(u64) + Sync,
 ) -> Result<ExportReport, TransferError> {
-    export_guarded(repo, device, source, (throttle, &Unguarded), progress).await
+    Box::pin(export_guarded(repo, device, source, (throttle, &Unguarded), progress)).await
 }
 
 /// As [`export`], with somebody who is asked before the run shows.

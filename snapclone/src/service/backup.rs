@@ -96,7 +96,8 @@ async fn export(job: &Job<'_>, task: &BackupTask, repo: &Repository) -> Result<I
     job.lease.begin(volume.info().size_bytes);
     let guard = Guard { job, repo, earlier: job.lease.noted().runs, verdict: Mutex::default() };
     let throttle = Throttle::new(task.throttle);
-    let done = export_guarded(repo, &volume, source, (&throttle, &guard), |bytes| job.lease.advance(bytes)).await;
+    let copied = export_guarded(repo, &volume, source, (&throttle, &guard), |bytes| job.lease.advance(bytes));
+    let done = Box::pin(copied).await;
     // It was attached for reading: whether the MDS hears of the end is of no consequence.
     let _ = volume.detach().await;
     match (done, guard.verdict.into_inner().unwrap_or_else(PoisonError::into_inner)) {

@@ -31,8 +31,12 @@ use serde_json::{Value, json};
 /// # Errors
 /// [`Failure`].
 pub(super) async fn make(job: &Job<'_>, task: &RestoreTask) -> Result<Value, Failure> {
-    if let Some(done) = complete(job, task).await? {
-        return Ok(done);
+    let path = wanted(task)?;
+    match stat(job, &path).await? {
+        Some(volume) if is_ours(job, &volume) => return Ok(result(job, &volume)),
+        // A name that is taken later is told by the rename.
+        Some(_) if job.lease.noted().volume.is_none() => return Err(Failure::Final(format!("volume {path} exists"))),
+        _ => {}
     }
     let repo = job.open(false).await?;
     let index = resolve(job, &repo, &task.backup).await?;
@@ -93,19 +97,24 @@ async fn stat(job: &Job<'_>, path: &VolumePath) -> Result<Option<m::Volume>, Fai
     }
 }
 
-/// What came of the task, if the volume has its name already; an error if another volume has.
+fn wanted(task: &RestoreTask) -> Result<VolumePath, Failure> {
+    VolumePath::parse(&task.volume).map_err(|e| Failure::Final(format!("volume {:?}: {e}", task.volume)))
+}
+
+/// Whether the volume was made by this task.
+fn is_ours(job: &Job<'_>, volume: &m::Volume) -> bool {
+    job.lease.noted().volume == Some(volume.id)
+}
+
+fn result(job: &Job<'_>, volume: &m::Volume) -> Value {
+    json!({"volume": volume.path, "backup": job.lease.noted().backup.unwrap_or_default(), "size_bytes": volume.size_bytes})
+}
+
+/// What came of the task, if the task's volume has its name already.
 async fn complete(job: &Job<'_>, task: &RestoreTask) -> Result<Option<Value>, Failure> {
-    let path = VolumePath::parse(&task.volume).map_err(|e| Failure::Final(format!("volume {:?}: {e}", task.volume)))?;
-    let (found, note) = (stat(job, &path).await?, job.lease.noted());
-    match found {
-        Some(volume) if Some(volume.id) == note.volume => {
-            let backup = note.backup.unwrap_or_default();
-            Ok(Some(json!({"volume": task.volume, "backup": backup, "size_bytes": volume.size_bytes})))
-        }
-        Some(_) if note.volume.is_none() => Err(Failure::Final(format!("volume {path} exists"))),
-        // Somebody took the name meanwhile: the rename says so.
-        Some(_) | None => Ok(None),
-    }
+    let Ok(path) = wanted(task) else { return Ok(None) };
+    let found = stat(job, &path).await?.filter(|volume| is_ours(job, volume));
+    Ok(found.map(|volume| result(job, &volume)))
 }
 
 async fn create(job: &Job<'_>, task: &RestoreTask, temporary: &VolumePath, size_bytes: u64) -> Result<(), Failure> {
