@@ -202,19 +202,19 @@ fn wrong_wishes(cluster: &Cluster) {
 /// A backup whose snapclone is killed while it copies is gone on with by another one.
 fn killed_in_the_middle(cluster: &Cluster) {
     let blocks = cluster.path("repo/blocks");
-    let task = cluster.leave(&["backup", "create", "golden", "--throttle", "3MiB"]);
+    let task = cluster.leave(&["backup", "create", "golden", "--throttle", "1MiB"]);
     let mut first = cluster.snapclone("");
     let deadline = now() + LIMIT;
     while count_files(&blocks) < 20 {
         assert!(now() < deadline, "the backup stores nothing: {}\n{}", cluster.task(&task), cluster.log());
         std::thread::sleep(Duration::from_millis(10));
     }
+    let before = cluster.task(&task);
+    assert_eq!(before["state"], "running", "{before}");
     let _second = cluster.snapclone("");
     first.kill();
     let (stored, killed) = (count_files(&blocks), now());
-    let before = cluster.task(&task);
-    assert_eq!((&before["state"], before["takes"].as_u64()), (&Value::from("running"), Some(1)), "{before}");
-    cluster.until("another to take the task over", &task, |t| t["takes"] == 2);
+    cluster.until("another to take the task over", &task, |t| t["takes"].as_u64() > before["takes"].as_u64());
     println!("taken over after {:?}", now() - killed);
     let done = cluster.json(&["task", "watch", &task]);
     assert_eq!(done["state"], "done");
@@ -222,9 +222,11 @@ fn killed_in_the_middle(cluster: &Cluster) {
     assert_eq!(backups.len(), 1, "one backup of one task: {backups:?}");
     assert_eq!(backups[0]["backup"], done["result"]["backup"]);
     let new = usize::try_from(backups[0]["new_bytes"].as_u64().expect("a number")).expect("small");
-    assert!(new <= VOLUME + (256 << 10) - stored * (256 << 10) + 2 * (256 << 10), "{stored} blocks were there: {backups:?}");
+    // Blocks that were being stored when it died may be there or not.
+    assert!(new <= VOLUME + (256 << 10) + 16 * (256 << 10) - stored * (256 << 10), "{stored} blocks were there: {backups:?}");
     assert_eq!(cluster.json(&["snapshot", "ls", "golden"]), Value::Array(vec![]), "the one that was taken is gone");
     assert_eq!(count_files(&cluster.path("repo/runs")), 0, "no run is open");
+    cluster.json(&["backup", "gc", "--repo", &cluster.url(), "--abandon-after", "0"]);
     assert_eq!(count_files(&blocks), BLOCKS);
 }
 
@@ -297,9 +299,9 @@ fn cancelled(cluster: &Cluster) {
     let mut snapclone = cluster.snapclone("");
     std::fs::write(cluster.path("other.raw"), noise(VOLUME, 2)).expect("written");
     cluster.json(&["image", "import", "other.raw", "other"]);
-    let backup = cluster.leave(&["backup", "create", "other", "--throttle", "1MiB"]);
-    let restore = cluster.leave(&["restore", "golden", "slow", "--throttle", "1MiB"]);
-    for task in [&backup, &restore] {
+    let slow: [&[&str]; 2] = [&["backup", "create", "other", "--throttle", "512KiB"], &["restore", "golden", "slow", "--throttle", "512KiB"]];
+    for words in slow {
+        let task = &cluster.leave(words);
         cluster.until("it to be under way", task, |t| t["done_bytes"].as_u64().is_some_and(|n| n > 0));
         cluster.json(&["task", "cancel", task]);
         cluster.until("it to be undone", task, |t| t["state"] == "cancelled");

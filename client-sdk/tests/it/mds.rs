@@ -378,4 +378,28 @@ impl Mds for Node {
     async fn list_scrubs(&self, _: Request<Empty>) -> Answer<ScrubList> {
         absent()
     }
+    async fn create_service_task(&self, _: Request<CreateServiceTaskRequest>) -> Answer<ServiceTask> {
+        absent()
+    }
+    async fn stat_service_task(&self, _: Request<ServiceTaskRequest>) -> Answer<ServiceTask> {
+        absent()
+    }
+    async fn list_service_tasks(&self, _: Request<ListServiceTasksRequest>) -> Answer<ServiceTaskList> {
+        absent()
+    }
+    async fn cancel_service_task(&self, _: Request<ServiceTaskRequest>) -> Answer<ServiceTask> {
+        absent()
+    }
+    async fn take_service_task(&self, _: Request<TakeServiceTaskRequest>) -> Answer<TakeServiceTaskReply> {
+        absent()
+    }
+    async fn renew_service_task(&self, _: Request<RenewServiceTaskRequest>) -> Answer<ServiceTask> {
+        absent()
+    }
+    async fn note_service_task(&self, _: Request<NoteServiceTaskRequest>) -> Answer<ServiceTask> {
+        absent()
+    }
+    async fn end_service_task(&self, _: Request<EndServiceTaskRequest>) -> Answer<ServiceTask> {
+        absent()
+    }
 }

@@ -92,6 +92,8 @@ async fn export(job: &Job<'_>, task: &BackupTask, repo: &Repository) -> Result<I
         volume: task.volume.clone(),
         snapshot,
         snapshot_unix_ms: taken,
+        moments: volume.moments(),
+        full: task.full,
     };
     job.lease.begin(volume.info().size_bytes);
     let guard = Guard { job, repo, earlier: job.lease.noted().runs, verdict: Mutex::default() };

@@ -21,6 +21,9 @@ pub struct BackupTask {
     /// Bytes a second sent to the repository, at most; 0: no limit.
     #[serde(default)]
     pub throttle: u64,
+    /// Read everything that holds data, also what did not change since the last backup.
+    #[serde(default)]
+    pub full: bool,
 }
 
 /// Make a new volume from a backup.
@@ -180,7 +183,7 @@ mod tests {
     fn work_comes_back_and_what_is_not_understood_does_not() {
         let backup = "vm1@nightly".to_owned();
         let all = [
-            Work::Backup(BackupTask { volume: "f/a".into(), snapshot: None, throttle: 0 }),
+            Work::Backup(BackupTask { volume: "f/a".into(), snapshot: None, throttle: 0, full: true }),
             Work::Restore(RestoreTask { backup: backup.clone(), volume: "b".into(), owner: String::new(), pool: "default".into(), throttle: 5 }),
             Work::Remove(OneTask { backup: backup.clone() }),
             Work::Verify(VerifyTask { backup, sample: 2 }),
