@@ -184,6 +184,7 @@ fn tasks_come_to_the_same_end_whoever_dies() {
     killed_in_the_middle(&cluster);
     killed_at_every_step(&cluster);
     cancelled(&cluster);
+    scheduled(&cluster);
 }
 
 fn wrong_wishes(cluster: &Cluster) {
@@ -317,4 +318,44 @@ fn cancelled(cluster: &Cluster) {
     let queued = cluster.leave(&["backup", "create", "other"]);
     assert_eq!(cluster.json(&["task", "cancel", &queued])["state"], "cancelled");
     assert_eq!(cluster.json(&["task", "ls", "--open"]), Value::Array(vec![]));
+}
+
+/// Scheduled backups are made once for each due time, and the schedule's own are removed as it says.
+fn scheduled(cluster: &Cluster) {
+    let set = ["backup", "schedule", "set", "golden", "--repo", "main"];
+    cluster.refused(&[&set[..], &["--every", "1h"]].concat(), 2);
+    cluster.refused(&[&set[..], &["--every", "1s", "--keep-last", "1"]].concat(), 2);
+    cluster.refused(&[&set[..], &["--every", "soon", "--keep-last", "1"]].concat(), 2);
+    cluster.refused(&["backup", "schedule", "set", "nobody", "--repo", "main", "--every", "1h", "--keep-last", "1"], 3);
+    cluster.refused(&["backup", "schedule", "rm", "golden"], 3);
+    let before = cluster.backups();
+    let made = cluster.json(&[&set[..], &["--every", "10s", "--keep-last", "1"]].concat());
+    assert_eq!((made["every_seconds"].as_u64(), made["keep_last"].as_u64(), made["last_task"].as_u64()), (Some(10), Some(1), Some(0)));
+    let _both = [cluster.snapclone(""), cluster.snapclone("")];
+    let of_schedule = || {
+        let tasks = cluster.json(&["task", "ls"]);
+        let mut tasks = tasks.as_array().expect("a list").clone();
+        tasks.retain(|t| t["arguments"]["keep"].is_object());
+        tasks
+    };
+    let deadline = now() + LIMIT;
+    while of_schedule().iter().filter(|t| t["state"] == "done").count() < 2 {
+        assert!(now() < deadline, "nothing is made: {:?}\n{}", of_schedule(), cluster.log());
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    assert_eq!(cluster.json(&["backup", "schedule", "ls"]).as_array().map(Vec::len), Some(1));
+    cluster.json(&["backup", "schedule", "rm", "golden"]);
+    assert_eq!(cluster.json(&["backup", "schedule", "ls"]), Value::Array(vec![]));
+    let deadline = now() + LIMIT;
+    while of_schedule().iter().any(|t| t["ended_unix_ms"] == 0) {
+        assert!(now() < deadline, "a task does not end: {:?}\n{}", of_schedule(), cluster.log());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let tasks = of_schedule();
+    let slots: std::collections::BTreeSet<u64> = tasks.iter().map(|t| t["created_unix_ms"].as_u64().expect("a time") / 10_000).collect();
+    assert_eq!(slots.len(), tasks.len(), "one task for each due time: {tasks:?}");
+    let (scheduled, others): (Vec<Value>, Vec<Value>) =
+        cluster.backups().into_iter().partition(|b| b["snapshot"].as_str().is_some_and(|s| s.starts_with("scheduled-")));
+    assert_eq!((scheduled.len(), others), (1, before), "the last one stays, and what the schedule did not make");
+    assert_eq!(cluster.json(&["snapshot", "ls", "golden"]), Value::Array(vec![]));
 }

@@ -90,6 +90,12 @@ rpcs! {
     pub note_service_task(m::NoteServiceTaskRequest) -> m::ServiceTask;
     /// Ends a service task, or gives it back; repeating it is no error.
     pub end_service_task(m::EndServiceTaskRequest) -> m::ServiceTask;
+    /// Has service tasks made every so often, or changes that.
+    pub set_schedule(m::SetScheduleRequest) -> m::Schedule;
+    /// Ends that; the tasks stay.
+    pub delete_schedule(m::DeleteScheduleRequest) -> m::Empty;
+    /// One page of the schedules, in the order of their names.
+    pub list_schedules(m::ListSchedulesRequest) -> m::ScheduleList;
     /// Replicas of copysets, with addresses.
     pub get_copysets(m::GetCopysetsRequest) -> m::CopysetList;
 }

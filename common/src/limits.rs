@@ -335,6 +335,12 @@ pub const SERVICE_TASK_RENEW: Duration = Duration::from_secs(1);
 pub const SERVICE_TASK_GIVE_UP: Duration = Duration::from_secs(5);
 /// A service task whose owner was silent for this long may be taken by another. With a look of takers every second it is gone on with within 10 s.
 pub const SERVICE_TASK_LEASE: Duration = Duration::from_secs(6);
+/// Schedules of service tasks: the leader looks at all of them every second.
+pub const SCHEDULES_MAX: usize = 1024;
+/// Shortest time between two tasks of a schedule.
+pub const SCHEDULE_EVERY_MIN: Duration = Duration::from_secs(10);
+/// Longest time between two tasks of a schedule: a year.
+pub const SCHEDULE_EVERY_MAX: Duration = Duration::from_secs(366 * 86_400);
 /// Times that a service task is taken: one that kills whoever does it ends as failed.
 pub const SERVICE_TASK_TAKES_MAX: u64 = 30;
 /// Times that an owner tries what failed for a while only (a repository or a cluster that does not answer), before the task ends as failed.

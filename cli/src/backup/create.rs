@@ -122,7 +122,7 @@ async fn leave(context: &Context, cluster: &Cluster, args: CreateArgs) -> Result
     if let Some(name) = snapshot.as_ref().filter(|name| list.snapshots.iter().all(|s| s.name != **name)) {
         return Err(CliError::new(ErrorKind::NotFound, format!("there is no snapshot {name:?} of volume {volume:?}")));
     }
-    let work = Work::Backup(BackupTask { volume, snapshot, throttle: args.throttle.unwrap_or(0), full: args.full });
+    let work = Work::Backup(BackupTask { volume, snapshot, throttle: args.throttle.unwrap_or(0), full: args.full, keep: None });
     task::leave(context, &work, repository).await
 }
 

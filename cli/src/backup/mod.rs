@@ -6,11 +6,13 @@
 //! | `create.rs` | `backup create` |
 //! | `list.rs` | `backup ls`, `show`, `verify`, `rm`, `gc` |
 //! | `restore.rs` | `restore` |
+//! | `schedule.rs` | `backup schedule` |
 
 mod create;
 mod list;
 mod place;
 mod restore;
+mod schedule;
 
 pub(crate) use restore::{RestoreArgs, run as run_restore};
 
@@ -42,6 +44,9 @@ pub(crate) enum BackupCommand {
     /// Delete what no backup refers to; may run at any time, beside backups too
     #[command(after_help = "Example:\n  ogee backup gc --repo file:///srv/backup")]
     Gc(list::GcArgs),
+    /// Backups that snapclone makes every so often, and how many of them stay
+    #[command(subcommand)]
+    Schedule(schedule::ScheduleCommand),
 }
 
 /// Carries out a command of `ogee backup`.
@@ -56,5 +61,6 @@ pub(crate) async fn run(context: &Context, command: BackupCommand) -> Result<(),
         BackupCommand::Verify(args) => list::verify(context, &args).await,
         BackupCommand::Rm(args) => list::rm(context, &args).await,
         BackupCommand::Gc(args) => list::gc(context, &args).await,
+        BackupCommand::Schedule(command) => schedule::run(context, command).await,
     }
 }

@@ -402,4 +402,13 @@ impl Mds for Node {
     async fn end_service_task(&self, _: Request<EndServiceTaskRequest>) -> Answer<ServiceTask> {
         absent()
     }
+    async fn set_schedule(&self, _: Request<SetScheduleRequest>) -> Answer<Schedule> {
+        absent()
+    }
+    async fn delete_schedule(&self, _: Request<DeleteScheduleRequest>) -> Answer<Empty> {
+        absent()
+    }
+    async fn list_schedules(&self, _: Request<ListSchedulesRequest>) -> Answer<ScheduleList> {
+        absent()
+    }
 }

@@ -3,7 +3,7 @@
 
 use crate::machine::command::{Envelope, decode_answer, encode_answer};
 use crate::machine::row::{
-    ChunkserverRow, CopysetRow, DirectoryRow, EntryRow, LayerRow, MoveRow, PoolRow, Row, SegmentRow, ServiceTaskRow, SnapshotRow,
+    ChunkserverRow, CopysetRow, DirectoryRow, EntryRow, LayerRow, MoveRow, PoolRow, Row, ScheduleRow, SegmentRow, ServiceTaskRow, SnapshotRow,
     VolumeRow,
 };
 use crate::machine::tx::{decode_row, encode_row};
@@ -36,4 +36,5 @@ pub fn mds_records(data: &[u8]) {
     row::<CopysetRow>(data);
     row::<MoveRow>(data);
     row::<ServiceTaskRow>(data);
+    row::<ScheduleRow>(data);
 }

@@ -5,7 +5,7 @@
 
 use crate::machine::flatten::FLATTENS_MAX;
 use ogee_common::id::{AttachEpoch, ChunkserverId, CopysetId, LayerId, SegmentIndex, ServiceTaskId, VolumeSeq};
-use ogee_common::limits::{ANCESTRY_DEPTH_MAX, SERVICE_TASKS_OPEN_MAX};
+use ogee_common::limits::{ANCESTRY_DEPTH_MAX, SCHEDULES_MAX, SERVICE_TASKS_OPEN_MAX};
 use ogee_common::size::ByteLen;
 use ogee_proto::MdsErrorKind;
 use serde::{Deserialize, Serialize};
@@ -107,6 +107,10 @@ pub(crate) enum Refusal {
     ServiceTaskTaken(ServiceTaskId),
     #[error("nobody wished {0} to be cancelled")]
     ServiceTaskNotCancelled(ServiceTaskId),
+    #[error("there is no schedule {name:?}")]
+    NoSuchSchedule { name: String },
+    #[error("there are {SCHEDULES_MAX} schedules already")]
+    TooManySchedules,
 }
 
 fn list(names: &[String], more: bool) -> String {
@@ -128,6 +132,7 @@ impl Refusal {
             | Self::NoSuchChunkserver(_)
             | Self::NoSuchPool { .. }
             | Self::NoSuchServiceTask(_)
+            | Self::NoSuchSchedule { .. }
             | Self::NoPool => Kind::NotFound,
             Self::PathTaken { .. }
             | Self::SnapshotTaken { .. }
@@ -149,7 +154,9 @@ impl Refusal {
             | Self::FolderNotEmpty { .. }
             | Self::ChunkserverInUse { .. } => Kind::InUse,
             Self::WrongOwner => Kind::WrongOwner,
-            Self::TooDeep { .. } | Self::TooManySnapshots | Self::TooManyFlattens | Self::TooManyServiceTasks => Kind::Limit,
+            Self::TooDeep { .. } | Self::TooManySnapshots | Self::TooManyFlattens | Self::TooManyServiceTasks | Self::TooManySchedules => {
+                Kind::Limit
+            },
             Self::WrongCluster | Self::WrongIdentity(_) => Kind::WrongCluster,
             Self::MaybeAttached { .. }
             | Self::NotReady { .. }

@@ -5,15 +5,17 @@
 //! | a snapshot is taken, if none is named | by its name, which has the task's number |
 //! | a run is opened and noted at the MDS; blocks are stored | in the note; its blocks are adopted |
 //! | the lease is checked, earlier runs are buried, the index is published | at the noted run's name |
+//! | of a schedule: backups that are not to stay are removed | it may be repeated, and interrupted: what stays is the same |
 //! | runs are buried and forgotten, the snapshot is deleted | each may be repeated |
 //!
 //! Invariant: exactly one backup comes of a task that ends as done, however many owners it had (`succession.rs` has the argument).
 
 use super::daemon::Job;
 use super::failure::Failure;
+use super::retention::Keep;
 use super::step;
 use super::task::BackupTask;
-use crate::error::TransferError;
+use crate::error::{RepoErrorKind, TransferError};
 use crate::export::{Source, export_guarded};
 use crate::index::Index;
 use crate::repository::Repository;
@@ -45,6 +47,8 @@ pub(super) async fn make(job: &Job<'_>, task: &BackupTask) -> Result<Value, Fail
         None => export(job, task, &repo).await?,
     };
     step("backup-published");
+    retain(job, task, (&repo, &index)).await?;
+    step("backup-retained");
     bury_and_forget(job, &repo).await?;
     step("backup-forgotten");
     delete_snapshot(job, task).await?;
@@ -115,7 +119,7 @@ async fn snapshot(job: &Job<'_>, task: &BackupTask) -> Result<VolumeRef, Failure
     if let Some(snapshot) = &task.snapshot {
         return Ok(VolumeRef { path, snapshot: Some(snapshot.clone()) });
     }
-    let name = own_snapshot(job);
+    let name = own_snapshot(job, task);
     job.lease.check().await?;
     let request = m::CreateSnapshotRequest { path: task.volume.clone(), name: name.clone() };
     match job.cluster.mds().create_snapshot(request).await {
@@ -127,8 +131,35 @@ async fn snapshot(job: &Job<'_>, task: &BackupTask) -> Result<VolumeRef, Failure
     Ok(VolumeRef { path, snapshot: Some(name) })
 }
 
-fn own_snapshot(job: &Job<'_>) -> String {
-    format!("backup-task-{}", job.lease.task())
+/// What names of snapshots begin with that are taken for scheduled backups.
+const SCHEDULED: &str = "scheduled-";
+
+fn own_snapshot(job: &Job<'_>, task: &BackupTask) -> String {
+    let prefix = if task.keep.is_some() { SCHEDULED } else { "backup-task-" };
+    format!("{prefix}{}", job.lease.task())
+}
+
+/// Removes the volume's scheduled backups that are not to stay.
+async fn retain(job: &Job<'_>, task: &BackupTask, (repo, made): (&Repository, &Index)) -> Result<(), Failure> {
+    let Some(keep) = task.keep.filter(Keep::keeps_any) else { return Ok(()) };
+    // Damaged ones cannot be asked whose they are: they stay.
+    let mut scheduled: Vec<Index> = repo.backups().await?.into_iter().filter_map(Result::ok).collect();
+    let is_of_volume = |i: &Index| (&i.cluster, i.volume_id) == (&made.cluster, made.volume_id) && i.snapshot.starts_with(SCHEDULED);
+    scheduled.retain(is_of_volume);
+    scheduled.sort_by_key(|i| std::cmp::Reverse((i.snapshot_unix_ms, i.generation)));
+    let times: Vec<u64> = scheduled.iter().map(|i| i.snapshot_unix_ms).collect();
+    for (index, stays) in scheduled.iter().zip(keep.stays(&times)) {
+        if stays {
+            continue;
+        }
+        job.lease.check().await?;
+        match repo.remove(index.backup_id()).await {
+            Err(e) if e.kind == RepoErrorKind::NotFound => {}
+            removed => removed?,
+        }
+        tracing::info!(target: "controlpath", task = job.lease.task(), backup = index.id, volume = index.volume, "a scheduled backup is not kept");
+    }
+    Ok(())
 }
 
 /// Deletes the snapshot that was taken for the task, if one was.
@@ -137,7 +168,7 @@ async fn delete_snapshot(job: &Job<'_>, task: &BackupTask) -> Result<(), Failure
         return Ok(());
     }
     job.lease.check().await?;
-    let name = own_snapshot(job);
+    let name = own_snapshot(job, task);
     match job.cluster.mds().delete_snapshot(m::DeleteSnapshotRequest { path: task.volume.clone(), name: name.clone() }).await {
         Err(e) if e.kind != MdsErrorKind::NotFound => Err(Failure::call(&format!("delete snapshot {}@{name}", task.volume), &e)),
         _ => Ok(()),

@@ -2,6 +2,7 @@
 //!
 //! Invariant: unknown fields are errors, so that a task of a newer build is not half understood. The note lets the next owner find what was begun.
 
+use super::retention::Keep;
 use crate::succession::RunName;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,9 @@ pub struct BackupTask {
     /// Read everything that holds data, also what did not change since the last backup.
     #[serde(default)]
     pub full: bool,
+    /// Of a schedule: which of the volume's scheduled backups stay. The others are removed when this one is made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep: Option<Keep>,
 }
 
 /// Make a new volume from a backup.
@@ -183,7 +187,7 @@ mod tests {
     fn work_comes_back_and_what_is_not_understood_does_not() {
         let backup = "vm1@nightly".to_owned();
         let all = [
-            Work::Backup(BackupTask { volume: "f/a".into(), snapshot: None, throttle: 0, full: true }),
+            Work::Backup(BackupTask { volume: "f/a".into(), snapshot: None, throttle: 0, full: true, keep: Some(Keep { last: 2, ..Keep::default() }) }),
             Work::Restore(RestoreTask { backup: backup.clone(), volume: "b".into(), owner: String::new(), pool: "default".into(), throttle: 5 }),
             Work::Remove(OneTask { backup: backup.clone() }),
             Work::Verify(VerifyTask { backup, sample: 2 }),

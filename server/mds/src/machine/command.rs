@@ -5,6 +5,7 @@
 //! the command, so that applying it gives the same rows everywhere. Names were checked where they entered.
 
 use super::row::{Hold, OutReason, ServiceTaskRow};
+use super::schedules::ScheduleCommand;
 use super::service_tasks::ServiceTaskCommand;
 use crate::refusal::Refusal;
 use ogee_common::id::{
@@ -143,6 +144,8 @@ pub(crate) enum Command {
     FlattenVolume { path: String, cancels: bool },
     /// Something about service tasks.
     ServiceTask(ServiceTaskCommand),
+    /// Something about schedules.
+    Schedule(ScheduleCommand),
 }
 
 /// What a command did.

@@ -13,7 +13,7 @@
 //! | `flatten` | layers that let go of their parents |
 //! | `attach` | epochs, segments |
 //! | `tasks` | what copysets must do |
-//! | `service_tasks` | what daemons such as snapclone do: backups, restores |
+//! | `service_tasks`, `schedules` | what daemons such as snapclone do: backups, restores; every so often |
 //! | `topology` | chunkservers, pools, copysets, replica ids |
 
 pub(crate) mod apply;
@@ -29,6 +29,7 @@ pub(crate) mod layers;
 pub(crate) mod moves;
 pub(crate) mod namespace;
 pub(crate) mod row;
+pub(crate) mod schedules;
 pub(crate) mod service_tasks;
 pub(crate) mod snapshots;
 pub(crate) mod tasks;

@@ -19,7 +19,7 @@ mod topology;
 
 pub(crate) use groups::{GroupMember, GroupedRow, SnapshotGroupRow};
 pub(crate) use service_tasks::{
-    EndedServiceTaskRow, OpenServiceTaskRow, ServiceTaskKeyRow, ServiceTaskRow, ServiceTaskState,
+    EndedServiceTaskRow, OpenServiceTaskRow, ScheduleRow, ServiceTaskKeyRow, ServiceTaskRow, ServiceTaskState,
 };
 pub(crate) use topology::{
     ChunkserverRow, ChunkserverUuidRow, CopysetRow, HostedRow, MoveRow, MoveState, OutReason, OutRow, PoolNameRow,
@@ -81,6 +81,7 @@ tables! {
     OpenServiceTaskRow = 33 "open service tasks" key ServiceTaskId,
     EndedServiceTaskRow = 34 "ended service tasks" key u64,
     ServiceTaskKeyRow = 35 "service tasks by key" key [u8; 16],
+    ScheduleRow = 36 "schedules" key String,
 }
 
 /// How far the log is applied. Written in the batch of every entry.

@@ -109,7 +109,11 @@ pub(crate) fn open(tx: &Tx<'_>) -> Step<Vec<(ServiceTaskId, ServiceTaskRow)>> {
     ids.into_iter().map(|(id, OpenServiceTaskRow)| Ok((id, tx.expect(&id)?))).collect()
 }
 
-fn create(
+/// Makes a task; with a key that is known, it is the one of the key.
+///
+/// # Errors
+/// `AlreadyExists` (the key of another task), `Limit`.
+pub(crate) fn create(
     tx: &mut Tx<'_>,
     (kind, repository, arguments): (&str, &str, &str),
     key: Option<[u8; 16]>,

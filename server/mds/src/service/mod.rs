@@ -14,6 +14,7 @@ pub(crate) mod moves;
 pub(crate) mod names;
 pub(crate) mod ops;
 pub(crate) mod rpc;
+pub(crate) mod schedules;
 mod scrubs;
 pub(crate) mod service_tasks;
 pub(crate) mod snapshots;

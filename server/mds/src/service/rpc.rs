@@ -94,6 +94,9 @@ calls! {
         renew_service_task(RenewServiceTaskRequest) -> ServiceTask;
         note_service_task(NoteServiceTaskRequest) -> ServiceTask;
         end_service_task(EndServiceTaskRequest) -> ServiceTask;
+        set_schedule(SetScheduleRequest) -> Schedule;
+        delete_schedule(DeleteScheduleRequest) -> Empty;
+        list_schedules(ListSchedulesRequest) -> ScheduleList;
     }
     // Not for who has only a client's certificate.
     daemons {

@@ -27,7 +27,11 @@ fn holder(holder: Option<mds::TaskHolder>) -> Result<Holder, CallError> {
     Ok(Holder { task: task_id(holder.id)?, owner, fence: names::id("fence", holder.fence)? })
 }
 
-fn text(what: &'static str, text: String) -> Result<String, CallError> {
+/// Text of a bounded length.
+///
+/// # Errors
+/// `InvalidArgument`.
+pub(crate) fn text(what: &'static str, text: String) -> Result<String, CallError> {
     if text.len() > SERVICE_TASK_TEXT_BYTES_MAX {
         return Err(CallError::Argument { what, wanted: "at most 4 KiB" });
     }

@@ -95,3 +95,22 @@ pub(crate) struct EndedServiceTaskRow(pub(crate) ServiceTaskId);
 /// The service task of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ServiceTaskKeyRow(pub(crate) ServiceTaskId);
+
+/// Service tasks that are made again and again. See [`crate::machine::schedules`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ScheduleRow {
+    /// Of its tasks.
+    pub(crate) kind: String,
+    /// Of its tasks.
+    pub(crate) repository: String,
+    /// Of its tasks.
+    pub(crate) arguments: String,
+    /// Milliseconds between due times, which are the multiples of it since 1970.
+    pub(crate) every_ms: u64,
+    /// The last due time that is over: its task was made, or it was before the schedule.
+    pub(crate) last_due_unix_ms: u64,
+    /// The last task that was made; 0: none yet.
+    pub(crate) last_task: ServiceTaskId,
+    /// For people.
+    pub(crate) created_unix_ms: u64,
+}

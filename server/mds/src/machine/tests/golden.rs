@@ -4,6 +4,7 @@
 use super::super::command::{Command, Envelope, Expected, GroupPart, Outcome, decode_answer, encode_answer};
 use super::super::key::KeyPart;
 use super::super::row::*;
+use super::super::schedules::ScheduleCommand;
 use super::super::service_tasks::{Holder, ServiceTaskCommand, TaskEnd};
 use super::super::tx::{decode_row, encode_row};
 use super::registration;
@@ -173,6 +174,16 @@ fn service_task_rows(l: &mut Lines) {
     l.row(&ServiceTaskId(4), &OpenServiceTaskRow);
     l.row(&12, &EndedServiceTaskRow(ServiceTaskId(4)));
     l.row(&[7; 16], &ServiceTaskKeyRow(ServiceTaskId(4)));
+    let schedule = ScheduleRow {
+        kind: "backup".into(),
+        repository: "main".into(),
+        arguments: "{}".into(),
+        every_ms: 1000,
+        last_due_unix_ms: 1001,
+        last_task: ServiceTaskId(4),
+        created_unix_ms: 1002,
+    };
+    l.row(&"f/a".into(), &schedule);
 }
 
 #[test]
@@ -232,7 +243,18 @@ fn commands() -> Vec<Command> {
     ]
     .into_iter()
     .chain(service_task_commands().map(Command::ServiceTask))
+    .chain(schedule_commands().map(Command::Schedule))
     .collect()
+}
+
+fn schedule_commands() -> impl Iterator<Item = ScheduleCommand> {
+    let text = || String::from("x");
+    [
+        ScheduleCommand::Set { name: text(), kind: text(), repository: text(), arguments: text(), every_ms: 300 },
+        ScheduleCommand::Delete { name: text() },
+        ScheduleCommand::Run { name: text(), due_unix_ms: 600 },
+    ]
+    .into_iter()
 }
 
 fn service_task_commands() -> impl Iterator<Item = ServiceTaskCommand> {
