@@ -191,7 +191,7 @@ mod tests {
         let backup = "vm1@nightly".to_owned();
         let all = [
             Work::Backup(BackupTask { volume: "f/a".into(), snapshot: None, throttle: 0, full: true, keep: Some(Keep { last: 2, ..Keep::default() }) }),
-            Work::Restore(RestoreTask { backup: backup.clone(), volume: "b".into(), owner: String::new(), pool: "default".into(), throttle: 5 }),
+            Work::Restore(RestoreTask { backup: backup.clone(), volume: "b".into(), owner: String::new(), pool: "default".into(), sector_bytes: 4096, throttle: 5 }),
             Work::Remove(OneTask { backup: backup.clone() }),
             Work::Verify(VerifyTask { backup, sample: 2 }),
             Work::Gc(GcTask { abandon_after_seconds: 3600 }),
