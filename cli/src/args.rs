@@ -15,6 +15,7 @@ use crate::nbd::NbdCommand;
 use crate::scrub::ScrubCommand;
 use crate::verify::VerifyCommand;
 use crate::snapshot::{CloneArgs, RollbackArgs, SnapshotCommand};
+use crate::task::TaskCommand;
 use crate::tls::TlsCommand;
 use crate::vhost::VhostBlkArgs;
 use crate::volume::VolumeCommand;
@@ -103,6 +104,9 @@ pub(crate) enum Command {
     /// Make a new volume from a backup
     #[command(after_help = "Example:\n  ogee restore vm1@nightly vm1-old --repo file:///srv/backup")]
     Restore(RestoreArgs),
+    /// Backups and restores that snapclone does in the background: list, show, watch, cancel
+    #[command(subcommand)]
+    Task(TaskCommand),
     /// Serve a volume to a virtual machine (QEMU, libvirt) over a vhost-user socket, in the foreground
     #[command(after_help = "Examples:\n  ogee vhost-blk vm1 --socket /run/ogee/vm1.sock --queues 4\n  \
         ogee vhost-blk golden@v1 --socket /run/ogee/v1.sock --read-only\n\n\
@@ -126,6 +130,9 @@ pub(crate) enum Command {
     /// Run a chunkserver in the foreground
     #[command(after_help = "Example:\n  ogee chunkserver --config /etc/ogee/chunkserver.toml")]
     Chunkserver(DaemonArgs),
+    /// Do the tasks that commands with --detach leave, in the foreground; any number of these may run
+    #[command(after_help = "Example:\n  ogee snapclone --config /etc/ogee/snapclone.toml")]
+    Snapclone(DaemonArgs),
 }
 
 /// What the arguments came to.

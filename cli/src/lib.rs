@@ -17,7 +17,8 @@
 //! | `tls.rs` | `tls`: certificates |
 //! | `bench/` | `bench` |
 //! | `dev/` | `dev`: a cluster on this machine |
-//! | `daemon/` | `mds`, `chunkserver` |
+//! | `daemon/` | `mds`, `chunkserver`, `snapclone` |
+//! | `task.rs` | `task`; leaving work to snapclone |
 //! | `error.rs`, `sdk_error.rs` | exit codes and the one line of an error |
 //! | `output/`, `logging.rs`, `signals.rs`, `names.rs` | tables, JSON, progress; logs; signals; names |
 //!
@@ -57,6 +58,7 @@ mod signals;
 mod snapshot;
 mod socket_access;
 mod sparse;
+mod task;
 mod tls;
 mod verify;
 mod vhost;
@@ -106,6 +108,7 @@ fn act(cli: Cli) -> Result<(), CliError> {
         Command::Tls(command) => tls::run(&context, command),
         Command::Mds(args) => daemon::mds::run(&args),
         Command::Chunkserver(args) => daemon::chunkserver::run(&args),
+        Command::Snapclone(args) => daemon::snapclone::run(&args),
         command => {
             logging::start_for_command();
             on_runtime(act_as_client(context, command))
@@ -132,10 +135,11 @@ async fn act_as_client(context: Context, command: Command) -> Result<(), CliErro
         Command::Rollback(args) => snapshot::rollback(c, args).await,
         Command::Backup(command) => Box::pin(backup::run(c, command)).await,
         Command::Restore(args) => Box::pin(backup::run_restore(c, args)).await,
+        Command::Task(command) => task::run(c, command).await,
         Command::VhostBlk(args) => vhost::run(c, args).await,
         Command::Nbd(command) => nbd::run(c, command).await,
         Command::Bench(args) => Box::pin(bench::run(c, *args)).await,
-        Command::Mds(_) | Command::Chunkserver(_) | Command::Tls(_) | Command::LibvirtXml(_) => {
+        Command::Mds(_) | Command::Chunkserver(_) | Command::Snapclone(_) | Command::Tls(_) | Command::LibvirtXml(_) => {
             Err(CliError::new(ErrorKind::Failure, "this command talks to no cluster"))
         }
     }

@@ -76,6 +76,28 @@ rpcs! {
     pub remove_chunkserver(m::RemoveChunkserverRequest) -> m::Empty;
     /// Has chunkservers scrub their data, or stop.
     pub order_scrub(m::OrderScrubRequest) -> m::OrderScrubReply;
+    /// Makes a service task; with a key that is known already, the one that it made.
+    pub create_service_task(m::CreateServiceTaskRequest) -> m::ServiceTask;
+    /// A service task.
+    pub stat_service_task(m::ServiceTaskRequest) -> m::ServiceTask;
+    /// One page of the service tasks, in the order of their ids.
+    pub list_service_tasks(m::ListServiceTasksRequest) -> m::ServiceTaskList;
+    /// Wishes that a service task be given up; no error if it has ended.
+    pub cancel_service_task(m::ServiceTaskRequest) -> m::ServiceTask;
+    /// Takes a service task that nobody is at. If the answer is lost the task is free again after its lease.
+    pub take_service_task(m::TakeServiceTaskRequest) -> m::TakeServiceTaskReply;
+    /// Says that an owner is at a service task; refused as `fenced` if it is not its any more.
+    pub renew_service_task(m::RenewServiceTaskRequest) -> m::ServiceTask;
+    /// Notes what the next owner of a service task must know.
+    pub note_service_task(m::NoteServiceTaskRequest) -> m::ServiceTask;
+    /// Ends a service task, or gives it back; repeating it is no error.
+    pub end_service_task(m::EndServiceTaskRequest) -> m::ServiceTask;
+    /// Has service tasks made every so often, or changes that.
+    pub set_schedule(m::SetScheduleRequest) -> m::Schedule;
+    /// Ends that; the tasks stay.
+    pub delete_schedule(m::DeleteScheduleRequest) -> m::Empty;
+    /// One page of the schedules, in the order of their names.
+    pub list_schedules(m::ListSchedulesRequest) -> m::ScheduleList;
     /// Replicas of copysets, with addresses.
     pub get_copysets(m::GetCopysetsRequest) -> m::CopysetList;
 }

@@ -46,6 +46,10 @@ id_type!(
     SnapshotGroupId, u64, "group-"
 );
 id_type!(
+    /// A service task: work that one instance of a daemon such as snapclone does, kept by the MDS until it is done.
+    ServiceTaskId, u64, "task-"
+);
+id_type!(
     /// A copyset: one Raft group of chunkservers.
     CopysetId, u32, "copyset-"
 );

@@ -329,3 +329,38 @@ pub const S3_ATTEMPTS: u32 = 6;
 
 const _: () = assert!(BACKUP_BLOCK_BYTES_MAX <= REQUEST_BYTES_MAX);
 const _: () = assert!(BACKUP_LEAF_BLOCKS * 40 <= BACKUP_BLOCK_BYTES_MIN as usize);
+
+/// Service tasks that have not ended; more are refused. A taker looks at all of them.
+pub const SERVICE_TASKS_OPEN_MAX: usize = 1024;
+/// Service tasks that have ended and are still shown, and whose keys are still known; the oldest are forgotten.
+pub const SERVICE_TASKS_KEPT_MAX: usize = 1024;
+/// Bytes of the arguments, the note or the result of a service task: a few names and numbers as JSON.
+pub const SERVICE_TASK_TEXT_BYTES_MAX: usize = 4096;
+/// Service tasks of one page of a listing: three texts each, so that an answer stays below gRPC's 4 MiB.
+pub const SERVICE_TASKS_LISTED_MAX: usize = 256;
+/// Kinds, and repositories, that one taker of service tasks knows.
+pub const SERVICE_TASK_CHOICES_MAX: usize = 64;
+/// An owner of a service task says this often that it is at it.
+pub const SERVICE_TASK_RENEW: Duration = Duration::from_secs(1);
+/// An owner that heard nothing of the MDS for this long stops by itself, before another may take the task.
+pub const SERVICE_TASK_GIVE_UP: Duration = Duration::from_secs(5);
+/// A service task whose owner was silent for this long may be taken by another. With a look of takers every second it is gone on with within 10 s.
+pub const SERVICE_TASK_LEASE: Duration = Duration::from_secs(6);
+/// Schedules of service tasks: the leader looks at all of them every second.
+pub const SCHEDULES_MAX: usize = 1024;
+/// Shortest time between two tasks of a schedule.
+pub const SCHEDULE_EVERY_MIN: Duration = Duration::from_secs(10);
+/// Longest time between two tasks of a schedule: a year.
+pub const SCHEDULE_EVERY_MAX: Duration = Duration::from_secs(366 * 86_400);
+/// Times that a service task is taken: one that kills whoever does it ends as failed.
+pub const SERVICE_TASK_TAKES_MAX: u64 = 30;
+/// Times that an owner tries what failed for a while only (a repository or a cluster that does not answer), before the task ends as failed.
+pub const SERVICE_TASK_ATTEMPTS: u32 = 5;
+/// Pause before it tries again.
+pub const SERVICE_TASK_RETRY_PAUSE: Duration = Duration::from_secs(3);
+/// Tasks that one snapclone does at once, at most: each has 16 blocks in memory.
+pub const SNAPCLONE_TASKS_MAX: usize = 64;
+
+const _: () = assert!(SERVICE_TASK_RENEW.as_millis() * 3 <= SERVICE_TASK_GIVE_UP.as_millis());
+const _: () = assert!(SERVICE_TASK_GIVE_UP.as_millis() < SERVICE_TASK_LEASE.as_millis());
+const _: () = assert!(SERVICE_TASKS_LISTED_MAX * (3 * SERVICE_TASK_TEXT_BYTES_MAX + 1024) < 4 << 20);

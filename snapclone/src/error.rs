@@ -83,4 +83,7 @@ pub enum TransferError {
     /// The volume failed.
     #[error(transparent)]
     Volume(#[from] ogee_client::IoError),
+    /// Whoever guards the run does not want it to go on; nothing was published by it.
+    #[error("the backup was left to another run")]
+    Withdrawn,
 }

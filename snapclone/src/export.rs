@@ -10,6 +10,7 @@ use crate::index::{FORMAT, Index, Merkle, ref_text};
 use crate::layout::BlockRef;
 use crate::repository::Repository;
 use crate::run::Run;
+use crate::succession::{RunGuard, RunName, Unguarded};
 use crate::throttle::Throttle;
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -73,7 +74,18 @@ struct Content {
 pub async fn export<D: BlockDevice>(
     repo: &Repository, device: &D, source: Source, throttle: &Throttle, progress: impl Fn(u64) + Sync,
 ) -> Result<ExportReport, TransferError> {
+    Box::pin(export_guarded(repo, device, source, (throttle, &Unguarded), progress)).await
+}
+
+/// As [`export`], with somebody who is asked before the run shows.
+///
+/// # Errors
+/// The same, and what the guard says.
+pub async fn export_guarded<D: BlockDevice>(
+    repo: &Repository, device: &D, source: Source, (throttle, guard): (&Throttle, &impl RunGuard), progress: impl Fn(u64) + Sync,
+) -> Result<ExportReport, TransferError> {
     let run = Arc::new(Run::start(repo, &format!("{}-{:016x}", source.cluster, source.volume_id)).await?);
+    guard.opened(&RunName(run.record.target.clone())).await?;
     let mut index = Index {
         format: FORMAT,
         id: format!("{:016x}", run.record.target.run),
@@ -116,6 +128,7 @@ pub async fn export<D: BlockDevice>(
     index.new_bytes = run.added.new_bytes.load(Relaxed);
     index.stored_bytes = run.added.stored_bytes.load(Relaxed);
     index.made_unix_ms = clock::unix_ms();
+    guard.publishes().await?;
     run.publish(&index).await?;
     let (read_bytes, kept_bytes) = (done.read_bytes.into_inner(), done.kept_bytes.into_inner());
     Ok(ExportReport { index, new_blocks: run.added.blocks.load(Relaxed), read_bytes, kept_bytes })

@@ -1,6 +1,6 @@
 //! Backups of volumes: the repository, making backups, restoring them, collecting garbage.
 //!
-//! Used by the command line. The format, and why its garbage collection is safe, is `docs/backup-format.md`.
+//! Used by the command line and by the service that does tasks which the MDS keeps ([`service`]). The format, and why its garbage collection is safe, is `docs/backup-format.md`.
 //!
 //! | file | what |
 //! | --- | --- |
@@ -10,11 +10,14 @@
 //! | `repository.rs` | opening, listing, reading and removing |
 //! | `run.rs` | a backup that is being made: its record, deduplication, publishing |
 //! | `base.rs` | the backup on which the next one is built |
+//! | `succession.rs` | several runs of which one makes the backup, because owners die |
+//! | `place.rs` | a repository's place as people write it |
+//! | `service/` | the daemon: takes tasks from the MDS and does them |
 //! | `export.rs`, `restore.rs`, `verify.rs`, `gc.rs` | what is done with all of it |
 //!
 //! Invariants: nothing that was read is returned unless it has the content it is addressed by; an index is written last,
 //! once, under a name of its own; an object that an index or an open run refers to is never deleted. Deliberately
-//! absent: names of volumes and placement (the MDS's), policy (the caller's).
+//! absent: placement (the MDS's), policy (the caller's); names of volumes, but in the service.
 
 mod backend;
 mod base;
@@ -27,22 +30,27 @@ mod gc;
 mod index;
 mod key_file;
 mod layout;
+mod place;
 mod repository;
 mod restore;
 mod run;
 mod s3;
 mod seal;
+pub mod service;
+mod succession;
 mod throttle;
 mod verify;
 
 pub use backend::Backend;
 pub use error::{RepoError, RepoErrorKind, TransferError};
-pub use export::{ExportReport, Source, export};
+pub use export::{ExportReport, Source, export, export_guarded};
 pub use gc::{GcReport, collect};
 pub use index::{BackupId, Index};
 pub use key_file::KeyFile;
+pub use place::Place;
 pub use repository::{OpenOptions, Repository};
 pub use restore::{RestoreReport, restore};
 pub use s3::S3Options;
+pub use succession::{NoRunName, RunGuard, RunName, Unguarded, bury, forget, published};
 pub use throttle::Throttle;
 pub use verify::{VerifyReport, verify};

@@ -10,12 +10,14 @@ use crate::open::{close_volume, open_volume};
 use crate::output::{Progress, elapsed_ms};
 use crate::sdk_error::call_failed;
 use crate::signals::StopSignals;
+use crate::task;
 use clap::Args;
 use ogee_client::{BlockDevice, Cluster, OpenMode};
 use ogee_common::name::VolumeRef;
 use ogee_common::size::{ByteLen, parse_bytes};
 use ogee_common::{clock, rng};
 use ogee_proto::mds as m;
+use ogee_snapclone::service::{BackupTask, Work};
 use ogee_snapclone::{ExportReport, Repository, Source, Throttle, export};
 use serde::Serialize;
 
@@ -31,6 +33,9 @@ pub(crate) struct CreateArgs {
     /// Read everything that holds data, also what did not change since the last backup
     #[arg(long)]
     full: bool,
+    /// Leave it to snapclone as a task: --repo is the repository's name in its configuration
+    #[arg(long)]
+    detach: bool,
     /// The repository; it is made if there is none
     #[command(flatten)]
     repo: RepoArgs,
@@ -66,6 +71,9 @@ pub(crate) async fn run(context: &Context, args: CreateArgs) -> Result<(), CliEr
 async fn create(context: &Context, args: CreateArgs) -> Result<(), CliError> {
     let mut signals = StopSignals::listen()?;
     let cluster = context.copying_cluster()?;
+    if args.detach {
+        return leave(context, &cluster, args).await;
+    }
     let repo = args.repo.open(IfMissing::Make).await?;
     let start = clock::now();
     let (name, taken) = snapshot_of(&cluster, &args.source).await?;
@@ -103,6 +111,19 @@ async fn create(context: &Context, args: CreateArgs) -> Result<(), CliError> {
         let what = format!("{size}, {data} of data, {read} read, {new} new, {stored} stored, {:.1} s", r.seconds);
         format!("backed up {}@{} as {}: {what}", r.volume, r.snapshot, r.backup)
     })
+}
+
+/// Leaves the backup to snapclone; what does not exist is refused here.
+async fn leave(context: &Context, cluster: &Cluster, args: CreateArgs) -> Result<(), CliError> {
+    let (repository, volume) = (args.repo.name()?, args.source.path.to_string());
+    let list = cluster.mds().list_snapshots(m::ListSnapshotsRequest { path: volume.clone() }).await;
+    let list = list.map_err(|e| call_failed("look for the volume", &e))?;
+    let snapshot = args.source.snapshot;
+    if let Some(name) = snapshot.as_ref().filter(|name| list.snapshots.iter().all(|s| s.name != **name)) {
+        return Err(CliError::new(ErrorKind::NotFound, format!("there is no snapshot {name:?} of volume {volume:?}")));
+    }
+    let work = Work::Backup(BackupTask { volume, snapshot, throttle: args.throttle.unwrap_or(0), full: args.full, keep: None });
+    task::leave(context, &work, repository).await
 }
 
 /// The snapshot to copy, and whether it was taken for this.

@@ -4,9 +4,11 @@ use super::place::{IfMissing, RepoArgs, repo_failed};
 use crate::connect::Context;
 use crate::error::{CliError, ErrorKind};
 use crate::output::{Progress, Table, counted, date, elapsed_ms};
+use crate::task;
 use clap::Args;
 use ogee_common::clock;
 use ogee_common::size::ByteLen;
+use ogee_snapclone::service::{GcTask, OneTask, VerifyTask, Work};
 use ogee_snapclone::{Index, collect};
 use serde::Serialize;
 use std::time::Duration;
@@ -30,11 +32,24 @@ pub(crate) struct OneArgs {
     repo: RepoArgs,
 }
 
+/// Arguments of `backup rm`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct RmArgs {
+    #[command(flatten)]
+    one: OneArgs,
+    /// Leave it to snapclone as a task: --repo is the repository's name in its configuration
+    #[arg(long)]
+    detach: bool,
+}
+
 /// Arguments of `backup verify`.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct VerifyArgs {
     #[command(flatten)]
     one: OneArgs,
+    /// Leave it to snapclone as a task: --repo is the repository's name in its configuration
+    #[arg(long)]
+    detach: bool,
     /// Check every Nth block only
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..), value_name = "N")]
     sample: u64,
@@ -46,6 +61,9 @@ pub(crate) struct GcArgs {
     /// Give up backups that did not say for so long that they run; one that does run after all then fails, and harms nothing
     #[arg(long, default_value_t = ABANDON_AFTER_SECONDS, value_name = "SECONDS")]
     abandon_after: u64,
+    /// Leave it to snapclone as a task: --repo is the repository's name in its configuration
+    #[arg(long)]
+    detach: bool,
     #[command(flatten)]
     repo: RepoArgs,
 }
@@ -128,6 +146,10 @@ pub(crate) async fn show(context: &Context, args: &OneArgs) -> Result<(), CliErr
 
 /// Carries out `backup verify`.
 pub(crate) async fn verify(context: &Context, args: &VerifyArgs) -> Result<(), CliError> {
+    if args.detach {
+        let work = Work::Verify(VerifyTask { backup: args.one.backup.clone(), sample: args.sample });
+        return task::leave(context, &work, args.one.repo.name()?).await;
+    }
     let repo = args.one.repo.open(IfMissing::Fail).await?;
     let index = repo.find(&args.one.backup).await.map_err(repo_failed)?;
     let progress = Progress::new("verify", index.size_bytes, context.out.is_json());
@@ -151,7 +173,12 @@ pub(crate) async fn verify(context: &Context, args: &VerifyArgs) -> Result<(), C
 }
 
 /// Carries out `backup rm`. A damaged backup is removed by its whole identity.
-pub(crate) async fn rm(context: &Context, args: &OneArgs) -> Result<(), CliError> {
+pub(crate) async fn rm(context: &Context, args: &RmArgs) -> Result<(), CliError> {
+    let RmArgs { one: args, detach } = args;
+    if *detach {
+        let work = Work::Remove(OneTask { backup: args.backup.clone() });
+        return task::leave(context, &work, args.repo.name()?).await;
+    }
     let repo = args.repo.open(IfMissing::Fail).await?;
     let is_whole_id = args.backup.len() == 16 && args.backup.bytes().all(|b| b.is_ascii_hexdigit());
     let id = match u64::from_str_radix(&args.backup, 16) {
@@ -164,6 +191,10 @@ pub(crate) async fn rm(context: &Context, args: &OneArgs) -> Result<(), CliError
 
 /// Carries out `backup gc`.
 pub(crate) async fn gc(context: &Context, args: &GcArgs) -> Result<(), CliError> {
+    if args.detach {
+        let work = Work::Gc(GcTask { abandon_after_seconds: args.abandon_after });
+        return task::leave(context, &work, args.repo.name()?).await;
+    }
     let repo = args.repo.open(IfMissing::Fail).await?;
     let done = collect(&repo, Duration::from_secs(args.abandon_after)).await;
     let report = done.map_err(|e| repo_failed(e).within("collect garbage"))?;

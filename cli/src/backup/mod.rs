@@ -6,11 +6,13 @@
 //! | `create.rs` | `backup create` |
 //! | `list.rs` | `backup ls`, `show`, `verify`, `rm`, `gc` |
 //! | `restore.rs` | `restore` |
+//! | `schedule.rs` | `backup schedule` |
 
 mod create;
 mod list;
 mod place;
 mod restore;
+mod schedule;
 
 pub(crate) use restore::{RestoreArgs, run as run_restore};
 
@@ -38,10 +40,13 @@ pub(crate) enum BackupCommand {
     Verify(list::VerifyArgs),
     /// Remove a backup; its space comes back with the next gc
     #[command(after_help = "Example:\n  ogee backup rm 5f3a09c2 --repo file:///srv/backup")]
-    Rm(list::OneArgs),
+    Rm(list::RmArgs),
     /// Delete what no backup refers to; may run at any time, beside backups too
     #[command(after_help = "Example:\n  ogee backup gc --repo file:///srv/backup")]
     Gc(list::GcArgs),
+    /// Backups that snapclone makes every so often, and how many of them stay
+    #[command(subcommand)]
+    Schedule(schedule::ScheduleCommand),
 }
 
 /// Carries out a command of `ogee backup`.
@@ -56,5 +61,6 @@ pub(crate) async fn run(context: &Context, command: BackupCommand) -> Result<(),
         BackupCommand::Verify(args) => list::verify(context, &args).await,
         BackupCommand::Rm(args) => list::rm(context, &args).await,
         BackupCommand::Gc(args) => list::gc(context, &args).await,
+        BackupCommand::Schedule(command) => schedule::run(context, command).await,
     }
 }

@@ -3,8 +3,9 @@
 use crate::error::{CliError, ErrorKind};
 use crate::sdk_error::io_failed;
 use clap::Args;
-use ogee_snapclone::{Backend, KeyFile, OpenOptions, RepoError, RepoErrorKind, Repository, S3Options, TransferError};
-use std::path::{Path, PathBuf};
+use ogee_common::name::check_name;
+use ogee_snapclone::{Place, RepoError, RepoErrorKind, Repository, TransferError};
+use std::path::PathBuf;
 
 /// Options that name a repository.
 #[derive(Debug, Clone, Args)]
@@ -50,9 +51,7 @@ impl RepoArgs {
     /// # Errors
     /// The place or its options make no sense, or it cannot be opened.
     pub(crate) async fn open(&self, if_missing: IfMissing) -> Result<Repository, CliError> {
-        let key = self.key_file.as_deref().map(KeyFile::read).transpose().map_err(repo_failed)?;
-        let options = OpenOptions { key, create: if_missing == IfMissing::Make, block_bytes: None };
-        let opened = Repository::open(self.backend()?, options).await;
+        let opened = self.place().open(if_missing == IfMissing::Make).await;
         opened.map_err(|e| {
             let is_missing = e.kind == RepoErrorKind::NotFound;
             let error = repo_failed(e).within(format!("open repository {}", self.repo));
@@ -60,35 +59,30 @@ impl RepoArgs {
         })
     }
 
-    fn backend(&self) -> Result<Backend, CliError> {
-        let bad = |why: &str| CliError::new(ErrorKind::Usage, format!("--repo {}: {why}", self.repo));
-        if let Some(path) = self.repo.strip_prefix("file://") {
-            return if Path::new(path).is_absolute() {
-                Ok(Backend::directory(Path::new(path)))
-            } else {
-                Err(bad("the path must be absolute: file:///folder"))
-            };
-        }
-        let wanted = "write file:///folder or s3://bucket/prefix";
-        let rest = self.repo.strip_prefix("s3://").ok_or_else(|| bad(wanted))?;
-        let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-        if bucket.is_empty() {
-            return Err(bad(wanted));
-        }
-        if let Some(e) = self.endpoint.as_ref().filter(|e| !e.starts_with("http://") && !e.starts_with("https://")) {
-            return Err(CliError::new(ErrorKind::Usage, format!("--endpoint {e}: write http://host:port or https://host:port")));
-        }
-        let options = S3Options {
-            bucket: bucket.to_owned(),
-            prefix: prefix.trim_matches('/').to_owned(),
+    fn place(&self) -> Place {
+        Place {
+            url: self.repo.clone(),
+            key_file: self.key_file.clone(),
             endpoint: self.endpoint.clone(),
             region: self.region.clone(),
-            virtual_hosts: self.virtual_hosts || self.endpoint.is_none(),
+            virtual_hosts: self.virtual_hosts,
             ca: self.ca.clone(),
             credentials: self.credentials.clone(),
             profile: self.profile.clone(),
-        };
-        Backend::s3(&options).map_err(repo_failed)
+        }
+    }
+
+    /// The name of a repository in the configuration of those who do tasks.
+    ///
+    /// # Errors
+    /// It is a place, or options of a place are given.
+    pub(crate) fn name(&self) -> Result<String, CliError> {
+        let plain = Place { url: self.repo.clone(), ..Place::default() };
+        if self.place() != plain || check_name(&self.repo).is_err() {
+            let text = "with --detach --repo is the name of a repository in snapclone's configuration, and says how to reach it by itself";
+            return Err(CliError::new(ErrorKind::Usage, text));
+        }
+        Ok(self.repo.clone())
     }
 }
 
@@ -131,31 +125,6 @@ pub(crate) fn transfer_failed(error: TransferError) -> CliError {
     match error {
         TransferError::Repo(e) => repo_failed(e),
         TransferError::Volume(e) => io_failed(e),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn args(repo: &str) -> RepoArgs {
-        RepoArgs {
-            repo: repo.to_owned(),
-            key_file: None,
-            endpoint: Some("ftp://x".to_owned()),
-            region: None,
-            virtual_hosts: false,
-            ca: None,
-            credentials: None,
-            profile: None,
-        }
-    }
-
-    #[test]
-    fn a_place_that_makes_no_sense_is_refused() {
-        assert!(args("file:///srv/backup").backend().is_ok());
-        for bad in ["", "/srv", "file://srv", "s3://", "s3:///a", "s3://bucket"] {
-            assert_eq!(args(bad).backend().map(drop).expect_err(bad).kind(), ErrorKind::Usage, "{bad}");
-        }
+        e @ TransferError::Withdrawn => CliError::new(ErrorKind::Conflict, e.to_string()),
     }
 }

@@ -10,6 +10,7 @@ use crate::names;
 use crate::open::{close_volume, open_volume};
 use crate::output::{Progress, elapsed_ms};
 use crate::signals::StopSignals;
+use crate::task;
 use crate::volume::sector_size;
 use clap::Args;
 use ogee_client::{Cluster, OpenMode};
@@ -17,6 +18,7 @@ use ogee_common::clock;
 use ogee_common::limits::{PAGE_BYTES, SECTOR_BYTES, VOLUME_BYTES_MIN};
 use ogee_common::name::{VolumePath, VolumeRef};
 use ogee_common::size::{ByteLen, parse_bytes};
+use ogee_snapclone::service::{RestoreTask, Work};
 use ogee_snapclone::{Index, Repository, RestoreReport, Throttle, restore};
 use serde::Serialize;
 
@@ -43,6 +45,9 @@ pub(crate) struct RestoreArgs {
     /// Bytes a second read from the repository, at most: 50MiB
     #[arg(long, value_parser = parse_bytes, value_name = "BYTES")]
     throttle: Option<u64>,
+    /// Leave it to snapclone as a task: --repo is the repository's name in its configuration
+    #[arg(long)]
+    detach: bool,
     #[command(flatten)]
     repo: RepoArgs,
 }
@@ -68,6 +73,9 @@ pub(crate) async fn run(context: &Context, args: RestoreArgs) -> Result<(), CliE
 }
 
 async fn act(context: &Context, args: RestoreArgs) -> Result<(), CliError> {
+    if args.detach {
+        return leave(context, args).await;
+    }
     let mut signals = StopSignals::listen()?;
     let repo = args.repo.open(IfMissing::Fail).await?;
     let index = repo.find(&args.backup).await.map_err(repo_failed)?;
@@ -109,6 +117,21 @@ async fn act(context: &Context, args: RestoreArgs) -> Result<(), CliError> {
     context.out.result(&report, |r| {
         format!("restored {} as {}: {}, {} read, {:.1} s", r.backup, r.volume, ByteLen(r.size_bytes), ByteLen(r.read_bytes), r.seconds)
     })
+}
+
+/// Leaves the restore to snapclone.
+async fn leave(context: &Context, args: RestoreArgs) -> Result<(), CliError> {
+    let repository = args.repo.name()?;
+    refuse_taken(&context.cluster(Some(COMMAND_IO_TIMEOUT))?, &args.volume).await?;
+    let work = Work::Restore(RestoreTask {
+        backup: args.backup,
+        volume: args.volume.to_string(),
+        owner: args.owner.unwrap_or_default(),
+        pool: args.pool,
+        sector_bytes: args.sector_size,
+        throttle: args.throttle.unwrap_or(0),
+    });
+    task::leave(context, &work, repository).await
 }
 
 /// Attaches, copies, flushes and detaches.

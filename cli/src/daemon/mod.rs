@@ -1,10 +1,11 @@
-//! `ogee mds` and `ogee chunkserver`: the daemons, in the foreground, until SIGINT or SIGTERM.
+//! `ogee mds`, `ogee chunkserver` and `ogee snapclone`: the daemons, in the foreground, until SIGINT or SIGTERM.
 //!
 //! Each is one file that holds all that the command knows of it: its configuration, the one for a dev cluster, and the
 //! call that runs it.
 
 pub(crate) mod chunkserver;
 pub(crate) mod mds;
+pub(crate) mod snapclone;
 
 use crate::dev::DETACH_VARIABLE;
 use clap::Args;
@@ -12,7 +13,7 @@ use ogee_proto::net::TlsConfig;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-/// Arguments of both.
+/// Arguments of all.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct DaemonArgs {
     /// The configuration, a TOML file

@@ -387,4 +387,37 @@ impl Mds for Node {
     async fn list_scrubs(&self, _: Request<Empty>) -> Answer<ScrubList> {
         absent()
     }
+    async fn create_service_task(&self, _: Request<CreateServiceTaskRequest>) -> Answer<ServiceTask> {
+        absent()
+    }
+    async fn stat_service_task(&self, _: Request<ServiceTaskRequest>) -> Answer<ServiceTask> {
+        absent()
+    }
+    async fn list_service_tasks(&self, _: Request<ListServiceTasksRequest>) -> Answer<ServiceTaskList> {
+        absent()
+    }
+    async fn cancel_service_task(&self, _: Request<ServiceTaskRequest>) -> Answer<ServiceTask> {
+        absent()
+    }
+    async fn take_service_task(&self, _: Request<TakeServiceTaskRequest>) -> Answer<TakeServiceTaskReply> {
+        absent()
+    }
+    async fn renew_service_task(&self, _: Request<RenewServiceTaskRequest>) -> Answer<ServiceTask> {
+        absent()
+    }
+    async fn note_service_task(&self, _: Request<NoteServiceTaskRequest>) -> Answer<ServiceTask> {
+        absent()
+    }
+    async fn end_service_task(&self, _: Request<EndServiceTaskRequest>) -> Answer<ServiceTask> {
+        absent()
+    }
+    async fn set_schedule(&self, _: Request<SetScheduleRequest>) -> Answer<Schedule> {
+        absent()
+    }
+    async fn delete_schedule(&self, _: Request<DeleteScheduleRequest>) -> Answer<Empty> {
+        absent()
+    }
+    async fn list_schedules(&self, _: Request<ListSchedulesRequest>) -> Answer<ScheduleList> {
+        absent()
+    }
 }

@@ -1,4 +1,4 @@
-//! What a leader does unasked: it gives the cluster its identity, finishes snapshots that another leader left half-made,
+//! What a leader does unasked: it gives the cluster its identity, finishes snapshots that another leader left half-made, makes the tasks of schedules that are due,
 //! and ends every client's stream when it does not lead any more. One task per node, owned by [`crate::run()`].
 //!
 //! Invariant: each duty is a command that changes nothing when it is not needed, so it does no harm if two nodes believe
@@ -51,5 +51,6 @@ async fn duty(core: &Core) -> Result<(), CallError> {
     }
     core.look_after_replicas().await?;
     core.balance_leads()?;
-    core.settle_snapshots().await
+    core.settle_snapshots().await?;
+    core.run_schedules().await
 }

@@ -3,7 +3,8 @@
 
 use crate::machine::command::{Envelope, decode_answer, encode_answer};
 use crate::machine::row::{
-    ChunkserverRow, CopysetRow, DirectoryRow, EntryRow, LayerRow, MoveRow, PoolRow, Row, SegmentRow, SnapshotRow, VolumeOptionsRow,
+    ChunkserverRow, CopysetRow, DirectoryRow, EntryRow, LayerRow, MoveRow, PoolRow, Row, ScheduleRow, SegmentRow, ServiceTaskRow, SnapshotRow,
+    VolumeOptionsRow,
     VolumeRow,
 };
 use crate::machine::tx::{decode_row, encode_row};
@@ -36,4 +37,6 @@ pub fn mds_records(data: &[u8]) {
     row::<CopysetRow>(data);
     row::<MoveRow>(data);
     row::<VolumeOptionsRow>(data);
+    row::<ServiceTaskRow>(data);
+    row::<ScheduleRow>(data);
 }

@@ -4,8 +4,8 @@
 //! on; the text says what to change. Deliberately absent: failures of Raft or the network, see `service::status`.
 
 use crate::machine::flatten::FLATTENS_MAX;
-use ogee_common::id::{AttachEpoch, ChunkserverId, CopysetId, LayerId, SegmentIndex, VolumeSeq};
-use ogee_common::limits::ANCESTRY_DEPTH_MAX;
+use ogee_common::id::{AttachEpoch, ChunkserverId, CopysetId, LayerId, SegmentIndex, ServiceTaskId, VolumeSeq};
+use ogee_common::limits::{ANCESTRY_DEPTH_MAX, SCHEDULES_MAX, SERVICE_TASKS_OPEN_MAX};
 use ogee_common::size::ByteLen;
 use ogee_proto::MdsErrorKind;
 use serde::{Deserialize, Serialize};
@@ -95,6 +95,22 @@ pub(crate) enum Refusal {
     ChunkserverInUse { id: ChunkserverId, copysets: u32 },
     #[error("{FLATTENS_MAX} volumes are being flattened; wait for one of them, or cancel it: ogee volume flatten VOLUME --cancel")]
     TooManyFlattens,
+    #[error("there is no {0}; those that ended long ago are forgotten")]
+    NoSuchServiceTask(ServiceTaskId),
+    #[error("its key is that of {0}, which is about something else")]
+    ServiceTaskKeyTaken(ServiceTaskId),
+    #[error("{SERVICE_TASKS_OPEN_MAX} tasks have not ended; is a snapclone running?")]
+    TooManyServiceTasks,
+    #[error("{task} has ended or belongs to another instance (fence {fence})")]
+    ServiceTaskFenced { task: ServiceTaskId, fence: u64 },
+    #[error("{0} was taken or ended meanwhile; try again")]
+    ServiceTaskTaken(ServiceTaskId),
+    #[error("nobody wished {0} to be cancelled")]
+    ServiceTaskNotCancelled(ServiceTaskId),
+    #[error("there is no schedule {name:?}")]
+    NoSuchSchedule { name: String },
+    #[error("there are {SCHEDULES_MAX} schedules already")]
+    TooManySchedules,
 }
 
 fn list(names: &[String], more: bool) -> String {
@@ -115,8 +131,13 @@ impl Refusal {
             | Self::NoSuchLayer(_)
             | Self::NoSuchChunkserver(_)
             | Self::NoSuchPool { .. }
+            | Self::NoSuchServiceTask(_)
+            | Self::NoSuchSchedule { .. }
             | Self::NoPool => Kind::NotFound,
-            Self::PathTaken { .. } | Self::SnapshotTaken { .. } | Self::PoolTaken { .. } => Kind::AlreadyExists,
+            Self::PathTaken { .. }
+            | Self::SnapshotTaken { .. }
+            | Self::PoolTaken { .. }
+            | Self::ServiceTaskKeyTaken(_) => Kind::AlreadyExists,
             Self::PoolNotNamed
             | Self::NotAFolder { .. }
             | Self::NotAVolume { .. }
@@ -124,21 +145,25 @@ impl Refusal {
             | Self::Shrink { .. }
             | Self::BehindEnd(_)
             | Self::PlaceFixed(_)
+            | Self::ServiceTaskNotCancelled(_)
             | Self::ForeignCopyset(_) => Kind::InvalidArgument,
             Self::Attached { .. } => Kind::Attached,
-            Self::Fenced { .. } => Kind::Fenced,
+            Self::Fenced { .. } | Self::ServiceTaskFenced { .. } => Kind::Fenced,
             Self::HasSnapshots { .. }
             | Self::HasClones { .. }
             | Self::FolderNotEmpty { .. }
             | Self::ChunkserverInUse { .. } => Kind::InUse,
             Self::WrongOwner => Kind::WrongOwner,
-            Self::TooDeep { .. } | Self::TooManySnapshots | Self::TooManyFlattens => Kind::Limit,
+            Self::TooDeep { .. } | Self::TooManySnapshots | Self::TooManyFlattens | Self::TooManyServiceTasks | Self::TooManySchedules => {
+                Kind::Limit
+            },
             Self::WrongCluster | Self::WrongIdentity(_) => Kind::WrongCluster,
             Self::MaybeAttached { .. }
             | Self::NotReady { .. }
             | Self::Moved { .. }
             | Self::SnapshotUnderWay
             | Self::PlanOutdated
+            | Self::ServiceTaskTaken(_)
             | Self::NotFormed => Kind::Unavailable,
         }
     }

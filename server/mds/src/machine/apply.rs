@@ -12,7 +12,9 @@ use super::namespace::NewVolume;
 use super::row::{Counter, RequestOrderRow, RequestRow, VolumeOptionsRow};
 use super::snapshots::NewSnapshot;
 use super::tx::{RowError, Tx};
-use super::{Halt, Step, attach, clones, flatten, groups, moves, namespace, options, snapshots, tasks, topology};
+use super::{
+    Halt, Step, attach, clones, flatten, groups, moves, namespace, options, schedules, service_tasks, snapshots, tasks, topology,
+};
 use ogee_common::id::PoolId;
 
 /// Answers kept for repeated requests.
@@ -115,6 +117,8 @@ fn run(tx: &mut Tx<'_>, command: &Command, now_unix_ms: u64) -> Step<Outcome> {
         Command::FinishMove { copyset, added } => moves::finish(tx, *copyset, *added),
         Command::RemoveChunkserver { chunkserver } => moves::remove_chunkserver(tx, *chunkserver),
         Command::FlattenVolume { path, cancels } => flatten::volume(tx, path, *cancels, now_unix_ms),
+        Command::Schedule(command) => schedules::run(tx, command, now_unix_ms),
+        Command::ServiceTask(command) => service_tasks::run(tx, command, now_unix_ms),
         Command::EndMove { copyset, added } => moves::end_cancelled(tx, *copyset, *added),
     }
 }

@@ -4,11 +4,13 @@
 //! Invariant: everything that a replica cannot compute by itself (time, random choices, which client is alive) is in
 //! the command, so that applying it gives the same rows everywhere. Names were checked where they entered.
 
-use super::row::{Hold, OutReason, VolumeOptionsRow};
+use super::row::{Hold, OutReason, ServiceTaskRow, VolumeOptionsRow};
+use super::schedules::ScheduleCommand;
+use super::service_tasks::ServiceTaskCommand;
 use crate::refusal::Refusal;
 use ogee_common::id::{
-    AttachEpoch, ChunkserverId, CopysetId, LayerId, PoolId, ReplicaId, SegmentIndex, SnapshotGroupId, VolumeId,
-    VolumeSeq, VolumeSnapshotId,
+    AttachEpoch, ChunkserverId, CopysetId, LayerId, PoolId, ReplicaId, SegmentIndex, ServiceTaskId, SnapshotGroupId,
+    VolumeId, VolumeSeq, VolumeSnapshotId,
 };
 use ogee_common::qos::LimitChanges;
 use serde::{Deserialize, Serialize};
@@ -152,6 +154,10 @@ pub(crate) enum Command {
     },
     /// Sets some limits of a volume.
     SetLimits { path: String, changes: LimitChanges },
+    /// Something about service tasks.
+    ServiceTask(ServiceTaskCommand),
+    /// Something about schedules.
+    Schedule(ScheduleCommand),
 }
 
 /// What a command did.
@@ -173,6 +179,8 @@ pub(crate) enum Outcome {
     Pool(PoolId),
     /// The snapshots of the group as they are now.
     Group { group: SnapshotGroupId, snapshots: Vec<SnapshotInfo> },
+    /// The service task as it is now.
+    ServiceTask(Box<(ServiceTaskId, ServiceTaskRow)>),
 }
 
 /// A volume as callers see it.

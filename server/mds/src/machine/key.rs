@@ -2,7 +2,7 @@
 //! of the key. Invariants: encoding keeps order and is reversed exactly; a key of the wrong length is refused, never cut.
 
 use ogee_common::id::{
-    AttachEpoch, ChunkserverId, CopysetId, DirectoryId, LayerId, PoolId, ReplicaId, SegmentIndex, SnapshotGroupId,
+    AttachEpoch, ChunkserverId, CopysetId, DirectoryId, LayerId, PoolId, ReplicaId, SegmentIndex, ServiceTaskId, SnapshotGroupId,
     VolumeId, VolumeSeq, VolumeSnapshotId,
 };
 
@@ -68,6 +68,7 @@ ids!(
     PoolId,
     ReplicaId,
     SegmentIndex,
+    ServiceTaskId,
     SnapshotGroupId,
     VolumeId,
     VolumeSeq,

@@ -14,6 +14,7 @@
 //! | `options` | sector sizes and limits |
 //! | `attach` | epochs, segments |
 //! | `tasks` | what copysets must do |
+//! | `service_tasks`, `schedules` | what daemons such as snapclone do: backups, restores; every so often |
 //! | `topology` | chunkservers, pools, copysets, replica ids |
 
 pub(crate) mod apply;
@@ -30,6 +31,8 @@ pub(crate) mod moves;
 pub(crate) mod namespace;
 pub(crate) mod options;
 pub(crate) mod row;
+pub(crate) mod schedules;
+pub(crate) mod service_tasks;
 pub(crate) mod snapshots;
 pub(crate) mod tasks;
 #[cfg(test)]

@@ -6,7 +6,7 @@
 
 use super::key::KeyPart;
 use ogee_common::id::{
-    AttachEpoch, ChunkserverId, CopysetId, DirectoryId, LayerId, PoolId, SegmentIndex, SnapshotGroupId, VolumeId,
+    AttachEpoch, ChunkserverId, CopysetId, DirectoryId, LayerId, PoolId, SegmentIndex, ServiceTaskId, SnapshotGroupId, VolumeId,
     VolumeSeq, VolumeSnapshotId,
 };
 use ogee_disk::meta::Table;
@@ -15,10 +15,14 @@ use serde::{Deserialize, Serialize};
 
 mod groups;
 mod options;
+mod service_tasks;
 mod topology;
 
 pub(crate) use groups::{GroupMember, GroupedRow, SnapshotGroupRow};
 pub(crate) use options::VolumeOptionsRow;
+pub(crate) use service_tasks::{
+    EndedServiceTaskRow, OpenServiceTaskRow, ScheduleRow, ServiceTaskKeyRow, ServiceTaskRow, ServiceTaskState,
+};
 pub(crate) use topology::{
     ChunkserverRow, ChunkserverUuidRow, CopysetRow, HostedRow, MoveRow, MoveState, OutReason, OutRow, PoolNameRow,
     PoolRow, ReplicaRow,
@@ -76,6 +80,11 @@ tables! {
     OutRow = 27 "chunkservers out" key ChunkserverId,
     FlattenRow = 28 "flattens" key LayerId,
     VolumeOptionsRow = 29 "volume options" key VolumeId,
+    ServiceTaskRow = 32 "service tasks" key ServiceTaskId,
+    OpenServiceTaskRow = 33 "open service tasks" key ServiceTaskId,
+    EndedServiceTaskRow = 34 "ended service tasks" key u64,
+    ServiceTaskKeyRow = 35 "service tasks by key" key [u8; 16],
+    ScheduleRow = 36 "schedules" key String,
 }
 
 /// How far the log is applied. Written in the batch of every entry.
@@ -122,6 +131,10 @@ pub(crate) enum Counter {
     Request = 10,
     /// [`SnapshotGroupId`].
     SnapshotGroup = 11,
+    /// [`ServiceTaskId`].
+    ServiceTask = 16,
+    /// Position in the order in which service tasks ended.
+    EndedServiceTask = 17,
 }
 
 /// The last id given out.

@@ -9,11 +9,14 @@ pub(crate) mod attach;
 pub(crate) mod convert;
 pub(crate) mod groups;
 pub(crate) mod hold;
+pub(crate) mod leases;
 pub(crate) mod moves;
 pub(crate) mod names;
 pub(crate) mod ops;
 pub(crate) mod rpc;
+pub(crate) mod schedules;
 mod scrubs;
+pub(crate) mod service_tasks;
 pub(crate) mod snapshots;
 pub(crate) mod status;
 #[cfg(test)]
@@ -21,6 +24,7 @@ mod tests;
 pub(crate) mod topology;
 pub(crate) mod volumes;
 
+use self::leases::Leases;
 use self::ops::VolumeOps;
 use self::status::CallError;
 use crate::hub::{Current, Hub};
@@ -57,6 +61,8 @@ pub(crate) struct Core {
     pub(crate) hub: Arc<Hub>,
     pub(crate) live: Liveness,
     pub(crate) ops: VolumeOps,
+    /// When owners of service tasks were heard of.
+    pub(crate) leases: Leases,
     /// Counts reports of done layer tasks.
     pub(crate) progress: watch::Sender<u64>,
     /// A chunkserver that is silent for this long is given up.
@@ -73,6 +79,7 @@ impl Core {
             hub: Arc::default(),
             live: Liveness::default(),
             ops: VolumeOps::default(),
+            leases: Leases::default(),
             progress: watch::Sender::new(0),
             rebuild_after,
         })
@@ -89,6 +96,7 @@ impl Core {
         let term = barrier.map_err(|e| self.raft_error(e))?;
         self.hub.enter(term);
         self.live.enter(term);
+        self.leases.enter(term);
         Ok(())
     }
 

@@ -87,6 +87,17 @@ calls! {
         set_out(SetOutRequest) -> Empty;
         remove_chunkserver(RemoveChunkserverRequest) -> Empty;
         order_scrub(OrderScrubRequest) -> OrderScrubReply;
+        create_service_task(CreateServiceTaskRequest) -> ServiceTask;
+        stat_service_task(ServiceTaskRequest) -> ServiceTask;
+        list_service_tasks(ListServiceTasksRequest) -> ServiceTaskList;
+        cancel_service_task(ServiceTaskRequest) -> ServiceTask;
+        take_service_task(TakeServiceTaskRequest) -> TakeServiceTaskReply;
+        renew_service_task(RenewServiceTaskRequest) -> ServiceTask;
+        note_service_task(NoteServiceTaskRequest) -> ServiceTask;
+        end_service_task(EndServiceTaskRequest) -> ServiceTask;
+        set_schedule(SetScheduleRequest) -> Schedule;
+        delete_schedule(DeleteScheduleRequest) -> Empty;
+        list_schedules(ListSchedulesRequest) -> ScheduleList;
     }
     // Not for who has only a client's certificate.
     daemons {

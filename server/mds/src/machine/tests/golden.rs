@@ -4,12 +4,14 @@
 use super::super::command::{Command, Envelope, Expected, GroupPart, Outcome, decode_answer, encode_answer};
 use super::super::key::KeyPart;
 use super::super::row::*;
+use super::super::schedules::ScheduleCommand;
+use super::super::service_tasks::{Holder, ServiceTaskCommand, TaskEnd};
 use super::super::tx::{decode_row, encode_row};
 use super::registration;
 use crate::refusal::Refusal;
 use ogee_common::id::{
-    AttachEpoch, ChunkserverId, CopysetId, DirectoryId, LayerId, PoolId, ReplicaId, SegmentIndex, SnapshotGroupId, VolumeId,
-    VolumeSeq, VolumeSnapshotId,
+    AttachEpoch, ChunkserverId, CopysetId, DirectoryId, LayerId, PoolId, ReplicaId, SegmentIndex, ServiceTaskId, SnapshotGroupId,
+    VolumeId, VolumeSeq, VolumeSnapshotId,
 };
 use ogee_common::qos::{LimitChanges, LimitKind, RateLimit, VolumeLimits};
 use proptest::prelude::*;
@@ -157,6 +159,43 @@ fn other_rows(l: &mut Lines) {
     }
     l.row(&LayerId(9), &FlattenRow { task: 10, total: 24, started_unix_ms: 1000 });
     l.row(&VolumeId(2), &options_row());
+    service_task_rows(l);
+}
+
+fn service_task_rows(l: &mut Lines) {
+    let row = |state| ServiceTaskRow {
+        kind: "backup".into(),
+        repository: "main".into(),
+        arguments: "{}".into(),
+        state,
+        owner: 77,
+        fence: 2,
+        note: "n".into(),
+        result: "r".into(),
+        done: 3,
+        total: 300,
+        created_unix_ms: 1000,
+        started_unix_ms: 1001,
+        ended_unix_ms: 1002,
+        key: Some([7; 16]),
+    };
+    use ServiceTaskState as S;
+    for (id, state) in [S::Queued, S::Running, S::Cancelling, S::Done, S::Failed, S::Cancelled].into_iter().enumerate() {
+        l.row(&ServiceTaskId(id as u64 + 1), &row(state));
+    }
+    l.row(&ServiceTaskId(4), &OpenServiceTaskRow);
+    l.row(&12, &EndedServiceTaskRow(ServiceTaskId(4)));
+    l.row(&[7; 16], &ServiceTaskKeyRow(ServiceTaskId(4)));
+    let schedule = ScheduleRow {
+        kind: "backup".into(),
+        repository: "main".into(),
+        arguments: "{}".into(),
+        every_ms: 1000,
+        last_due_unix_ms: 1001,
+        last_task: ServiceTaskId(4),
+        created_unix_ms: 1002,
+    };
+    l.row(&"f/a".into(), &schedule);
 }
 
 #[test]
@@ -226,6 +265,34 @@ fn commands() -> Vec<Command> {
             changes: LimitChanges::default().with(LimitKind::ReadIops, RateLimit::NONE).with(LimitKind::WriteBytes, burst()),
         },
     ]
+    .into_iter()
+    .chain(service_task_commands().map(Command::ServiceTask))
+    .chain(schedule_commands().map(Command::Schedule))
+    .collect()
+}
+
+fn schedule_commands() -> impl Iterator<Item = ScheduleCommand> {
+    let text = || String::from("x");
+    [
+        ScheduleCommand::Set { name: text(), kind: text(), repository: text(), arguments: text(), every_ms: 300 },
+        ScheduleCommand::Delete { name: text() },
+        ScheduleCommand::Run { name: text(), due_unix_ms: 600 },
+    ]
+    .into_iter()
+}
+
+fn service_task_commands() -> impl Iterator<Item = ServiceTaskCommand> {
+    use ServiceTaskCommand as C;
+    let (task, text) = (ServiceTaskId(4), || String::from("x"));
+    let holder = Holder { task, owner: 77, fence: 2 };
+    let first = [
+        C::Create { kind: text(), repository: text(), arguments: text(), key: Some([7; 16]) },
+        C::Cancel { task },
+        C::Take { task, owner: 77, fence: 1 },
+        C::Note { holder, note: text(), done: 3, total: 300 },
+    ];
+    let ends = [TaskEnd::Done, TaskEnd::Failed, TaskEnd::Cancelled, TaskEnd::Released];
+    first.into_iter().chain(ends.map(|end| C::End { holder, end, result: String::from("x") }))
 }
 
 #[test]
@@ -258,6 +325,7 @@ proptest! {
             let _ = decode_row::<TaskRow>(input);
             let _ = decode_row::<SnapshotGroupRow>(input);
             let _ = decode_row::<VolumeOptionsRow>(input);
+            let _ = decode_row::<ServiceTaskRow>(input);
             let _ = <(DirectoryId, String)>::from_key(input);
         }
     }

@@ -1,4 +1,4 @@
-//! Tests of the state machine: by rule (`rules`, `groups`, `moves`, `options`), against an oracle of what volumes hold (`oracle`), of replay and
+//! Tests of the state machine: by rule (`rules`, `groups`, `moves`, `options`, `service_tasks`, `schedules`), against an oracle of what volumes hold (`oracle`), of replay and
 //! snapshots (`replay`), of formats (`golden`).
 
 mod golden;
@@ -8,6 +8,8 @@ mod options;
 mod oracle;
 mod replay;
 mod rules;
+mod schedules;
+mod service_tasks;
 
 use super::command::{Command, Envelope, GroupPart, Outcome, Registration, SnapshotInfo, VolumeInfo, decode_answer};
 use super::row::{Hold, TABLES, VolumeRow};

@@ -1,0 +1,198 @@
+//! [`SnapcloneConfig`]: what an instance must be told. TOML; an unknown key is an error.
+//!
+//! Invariant: a configuration that passed [`SnapcloneConfig::validate`] can be run; it reports every problem at once, so that an
+//! operator edits the file once. Absent: what to do, which the tasks say.
+
+use super::failure::chain;
+use crate::error::RepoError;
+use crate::place::Place;
+use ogee_common::limits::{SERVICE_TASK_CHOICES_MAX, SNAPCLONE_TASKS_MAX};
+use ogee_common::name::{NameError, check_name};
+use ogee_proto::net::TlsConfig;
+use serde::Deserialize;
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// Tasks at once unless configured: two cores are busy with them.
+const TASKS_DEFAULT: usize = 4;
+
+/// The configuration of one instance.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapcloneConfig {
+    /// Addresses of the MDS nodes, `host:port`.
+    pub mds: Vec<String>,
+    /// Tasks that are done at once. Default: 4.
+    #[serde(default = "default_tasks")]
+    pub tasks: usize,
+    /// The repositories that this instance reaches; it leaves tasks of others alone.
+    #[serde(rename = "repository", default)]
+    pub repositories: Vec<RepositoryConfig>,
+    /// TLS with other hosts, with a client's certificate; by default none. See [`TlsConfig`].
+    #[serde(default)]
+    pub tls: Option<TlsConfig>,
+}
+
+fn default_tasks() -> usize {
+    TASKS_DEFAULT
+}
+
+/// A repository and the name by which tasks call it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "toml::Table")]
+pub struct RepositoryConfig {
+    /// Its name, the same in all instances.
+    pub name: String,
+    /// Where it is.
+    pub place: Place,
+}
+
+impl TryFrom<toml::Table> for RepositoryConfig {
+    type Error = toml::de::Error;
+
+    fn try_from(mut table: toml::Table) -> Result<Self, toml::de::Error> {
+        let missing = || <toml::de::Error as serde::de::Error>::custom("a repository needs a name");
+        let name = String::deserialize(table.remove("name").ok_or_else(missing)?)?;
+        Ok(Self { name, place: Place::deserialize(toml::Value::Table(table))? })
+    }
+}
+
+/// Why a configuration is of no use.
+#[derive(Debug)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    Read(std::io::ErrorKind),
+    /// Not TOML, a missing or unknown key, or a value of the wrong kind.
+    Syntax(Box<toml::de::Error>),
+    /// Keys with values that cannot be.
+    Invalid(Vec<ConfigProblem>),
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Read(kind) => write!(f, "cannot be read: {kind}"),
+            Self::Syntax(e) => f.write_str(&e.to_string().trim().replace('\n', " ")),
+            Self::Invalid(problems) => {
+                let all: Vec<String> = problems.iter().map(ToString::to_string).collect();
+                f.write_str(&all.join("; "))
+            }
+        }
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// One wrong value.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigProblem {
+    /// Nobody to take tasks from.
+    #[error("mds: give at least one host:port")]
+    NoMds,
+    /// Not an address.
+    #[error("mds: {0:?} is not an address; write host:port")]
+    MdsAddr(String),
+    /// None, or more than memory is there for.
+    #[error("tasks = {0}: 1 to {SNAPCLONE_TASKS_MAX} are possible")]
+    Tasks(usize),
+    /// Without a repository there is nothing to do; there is a limit.
+    #[error("[[repository]]: {0} are given; 1 to {SERVICE_TASK_CHOICES_MAX} are possible")]
+    Repositories(usize),
+    /// A malformed name.
+    #[error("repository name = {0:?}: {1}")]
+    Name(String, NameError),
+    /// A name that is used twice.
+    #[error("repository name = {0:?} is used twice")]
+    Twice(String),
+    /// A place that makes no sense.
+    #[error("repository {0:?}: {text}", text = chain(.1))]
+    Place(String, RepoError),
+    /// A relative path.
+    #[error("tls.dir = {0:?}: give an absolute path")]
+    RelativeTlsDir(PathBuf),
+}
+
+impl SnapcloneConfig {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with everything that is wrong.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|e| ConfigError::Read(e.kind()))?;
+        let config: Self = toml::from_str(&text).map_err(|e| ConfigError::Syntax(Box::new(e)))?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Checks everything and reports every problem.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] with all problems.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let mut problems = vec![];
+        if self.mds.is_empty() {
+            problems.push(ConfigProblem::NoMds);
+        }
+        let is_addr = |a: &str| a.rsplit_once(':').is_some_and(|(h, p)| !h.is_empty() && p.parse::<u16>().is_ok());
+        problems.extend(self.mds.iter().filter(|a| !is_addr(a)).cloned().map(ConfigProblem::MdsAddr));
+        if self.tasks == 0 || self.tasks > SNAPCLONE_TASKS_MAX {
+            problems.push(ConfigProblem::Tasks(self.tasks));
+        }
+        if self.repositories.is_empty() || self.repositories.len() > SERVICE_TASK_CHOICES_MAX {
+            problems.push(ConfigProblem::Repositories(self.repositories.len()));
+        }
+        let mut names = BTreeSet::new();
+        for repository in &self.repositories {
+            let name = repository.name.clone();
+            if let Err(e) = check_name(&name) {
+                problems.push(ConfigProblem::Name(name.clone(), e));
+            }
+            if !names.insert(name.clone()) {
+                problems.push(ConfigProblem::Twice(name.clone()));
+            }
+            if let Err(e) = repository.place.backend() {
+                problems.push(ConfigProblem::Place(name, e));
+            }
+        }
+        if let Some(tls) = self.tls.as_ref().filter(|tls| !tls.dir.is_absolute()) {
+            problems.push(ConfigProblem::RelativeTlsDir(tls.dir.clone()));
+        }
+        if problems.is_empty() { Ok(()) } else { Err(ConfigError::Invalid(problems)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<SnapcloneConfig, ConfigError> {
+        let config: SnapcloneConfig = toml::from_str(text).map_err(|e| ConfigError::Syntax(Box::new(e)))?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    #[test]
+    fn a_whole_file_is_understood() {
+        let text = "mds = [\"10.0.0.1:7000\"]\n[[repository]]\nname = \"main\"\nurl = \"file:///srv/backup\"\nkey_file = \"/etc/key\"\n";
+        let config = read(text).expect("a configuration");
+        assert_eq!((config.tasks, config.repositories.len()), (4, 1));
+        assert_eq!(config.repositories[0].place.key_file, Some("/etc/key".into()));
+    }
+
+    #[test]
+    fn all_mistakes_are_told_at_once() {
+        let text = "mds = [\"nowhere\"]\ntasks = 0\n[[repository]]\nname = \"a b\"\nurl = \"main\"\n\
+            [[repository]]\nname = \"x\"\nurl = \"file:///x\"\n[[repository]]\nname = \"x\"\nurl = \"file:///y\"\n[tls]\ndir = \"tls\"\n";
+        let error = read(text).expect_err("mistakes").to_string();
+        for part in ["nowhere", "tasks = 0", "\"a b\"", "s3://bucket", "used twice", "tls.dir"] {
+            assert!(error.contains(part), "{part}: {error}");
+        }
+        assert!(!error.contains('\n'));
+        let error = read("mds = []\n").expect_err("nothing").to_string();
+        assert!(error.contains("mds") && error.contains("[[repository]]"), "{error}");
+        let unknown = "mds = [\"a:1\"]\n[[repository]]\nname = \"x\"\nurl = \"file:///x\"\ncolour = \"red\"\n";
+        assert!(matches!(read(unknown), Err(ConfigError::Syntax(_))));
+        assert!(matches!(read("mds = [\"a:1\"]\nport = 1\n"), Err(ConfigError::Syntax(_))));
+    }
+}
