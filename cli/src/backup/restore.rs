@@ -3,7 +3,7 @@
 //! The volume is filled as `VOLUME.restoring` and gets its name when everything was proved and flushed.
 
 use super::place::{IfMissing, RepoArgs, repo_failed, transfer_failed};
-use crate::connect::Context;
+use crate::connect::{COMMAND_IO_TIMEOUT, Context};
 use crate::error::{CliError, ErrorKind};
 use crate::half_made::{Wish, create, refuse_taken, rename, take_back};
 use crate::names;
