@@ -146,12 +146,8 @@ async fn retain(job: &Job<'_>, task: &BackupTask, (repo, made): (&Repository, &I
     let mut scheduled: Vec<Index> = repo.backups().await?.into_iter().filter_map(Result::ok).collect();
     let is_of_volume = |i: &Index| (&i.cluster, i.volume_id) == (&made.cluster, made.volume_id) && i.snapshot.starts_with(SCHEDULED);
     scheduled.retain(is_of_volume);
-    scheduled.sort_by_key(|i| std::cmp::Reverse((i.snapshot_unix_ms, i.generation)));
-    let times: Vec<u64> = scheduled.iter().map(|i| i.snapshot_unix_ms).collect();
-    for (index, stays) in scheduled.iter().zip(keep.stays(&times)) {
-        if stays {
-            continue;
-        }
+    let backups: Vec<(u64, u64)> = scheduled.iter().map(|i| (i.generation, i.snapshot_unix_ms)).collect();
+    for index in keep.goes(&backups).into_iter().map(|i| &scheduled[i]).filter(|i| i.id != made.id) {
         job.lease.check().await?;
         match repo.remove(index.backup_id()).await {
             Err(e) if e.kind == RepoErrorKind::NotFound => {}

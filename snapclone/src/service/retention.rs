@@ -38,7 +38,17 @@ impl Keep {
         [self.last, self.hourly, self.daily, self.weekly].iter().any(|n| *n > 0)
     }
 
-    /// For each of these times (milliseconds since 1970, newest first) whether its backup stays.
+    /// Which of these backups go: positions in the list of (generation, time in milliseconds since 1970). The newest is the one with the highest
+    /// generation, whatever the clock said: one that was ahead for a while must not make all later backups look old.
+    #[must_use]
+    pub fn goes(&self, backups: &[(u64, u64)]) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..backups.len()).collect();
+        order.sort_by_key(|i| std::cmp::Reverse(backups[*i]));
+        let times: Vec<u64> = order.iter().map(|i| backups[*i].1).collect();
+        order.into_iter().zip(self.stays(&times)).filter(|(_, stays)| !stays).map(|(i, _)| i).collect()
+    }
+
+    /// For each of these times (milliseconds since 1970, of the newest backup first) whether its backup stays.
     #[must_use]
     pub fn stays(&self, times_unix_ms: &[u64]) -> Vec<bool> {
         let mut stays: Vec<bool> = (0..times_unix_ms.len()).map(|i| i < self.last as usize).collect();
@@ -68,6 +78,16 @@ mod tests {
 
     fn keep(last: u32, hourly: u32, daily: u32, weekly: u32) -> Keep {
         Keep { last, hourly, daily, weekly }
+    }
+
+    #[test]
+    fn a_clock_that_was_ahead_does_not_make_later_backups_old() {
+        // Generations 1 and 2 were made a year ahead, 3 to 5 after the clock came back, hour by hour.
+        let backups = [(1, 365 * DAY_MS), (2, 365 * DAY_MS + HOUR_MS), (3, 0), (4, HOUR_MS), (5, 2 * HOUR_MS)];
+        assert_eq!(keep(2, 0, 0, 0).goes(&backups), [2, 1, 0], "the two made last stay");
+        for kinds in [keep(1, 0, 0, 0), keep(0, 1, 0, 0), keep(0, 0, 1, 0), keep(0, 0, 0, 1)] {
+            assert!(!kinds.goes(&backups).contains(&4), "the newest stays: {kinds:?}");
+        }
     }
 
     #[test]
