@@ -83,7 +83,10 @@ impl VhostBlkArgs {
 }
 
 /// A serial as virtio-blk has it: 1 to 20 printable ASCII characters.
-fn serial(text: &str) -> Result<String, String> {
+///
+/// # Errors
+/// A sentence that says what is understood.
+pub(crate) fn serial(text: &str) -> Result<String, String> {
     let is_serial = (1..=ogee_vhost_blk::ID_BYTES).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
     if is_serial { Ok(text.to_owned()) } else { Err("a serial has 1 to 20 printable ASCII characters, no spaces".to_owned()) }
 }
@@ -275,7 +278,8 @@ fn say_ready(
     out.result(&ready, Ready::text)
 }
 
-fn serve_failed(error: ServeError) -> CliError {
+/// Why a volume's socket is not served.
+pub(crate) fn serve_failed(error: ServeError) -> CliError {
     use ogee_vhost_blk::SocketError;
     let kind = match &error {
         ServeError::NumQueues { .. } | ServeError::QueueSize { .. } => ErrorKind::Usage,

@@ -242,7 +242,8 @@ impl Volume {
     }
 
     /// Whether another attach has taken the volume; this one never serves IO again then.
-    pub(crate) fn is_fenced(&self) -> bool {
+    #[must_use]
+    pub fn is_fenced(&self) -> bool {
         self.at.gate.check() == Err(IoErrorKind::Fenced)
     }
 

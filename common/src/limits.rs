@@ -115,6 +115,30 @@ pub const VHOST_ZERO_SECTORS_MAX: u32 = (1 << 30) / SECTOR_BYTES;
 /// A stopping vhost-user-blk daemon waits this long for requests in flight, then leaves them unanswered.
 pub const VHOST_STOP_DRAIN: Duration = Duration::from_secs(5);
 
+/// Volumes of one `ogee vhost-blk serve`: each has a socket, and while a front end is connected a thread for each queue.
+pub const VHOST_VOLUMES_MAX: usize = 1024;
+/// Attaches of one `ogee vhost-blk serve` under way at once; more wait, so that a start with many volumes does not flood the MDS.
+pub const VHOST_ATTACHES_PARALLEL: usize = 16;
+/// A volume that could not be attached at the start, or whose server ended, is tried again after this pause.
+pub const VHOST_REATTACH_PAUSE: Duration = Duration::from_secs(1);
+/// Bytes of one request line on a control socket, without its end; far above a path of 107 bytes and a volume's name.
+pub const VHOST_CONTROL_LINE_BYTES_MAX: usize = 64 << 10;
+/// Bytes of one reply line: the figures of [`VHOST_VOLUMES_MAX`] volumes, five kinds of IO with a histogram each.
+pub const VHOST_CONTROL_REPLY_BYTES_MAX: usize = 16 << 20;
+/// Connections of a control socket at the same time; more are told so and closed.
+pub const VHOST_CONTROL_CONNECTIONS_MAX: usize = 32;
+/// A control connection that sends no whole line for so long, or takes no reply, is closed.
+pub const VHOST_CONTROL_IDLE: Duration = Duration::from_secs(30);
+/// A command waits so long for the answer on a control socket: an attach or detach while the MDS has no leader is the longest.
+pub const VHOST_CONTROL_REPLY_LIMIT: Duration = Duration::from_secs(60);
+/// Bytes of the file in which `ogee vhost-blk serve` keeps what is attached.
+pub const VHOST_STATE_BYTES_MAX: usize = 8 << 20;
+/// Pause after a failed accept (no descriptors left) on a control socket.
+pub const VHOST_CONTROL_ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+// A name of 4,351 bytes, a path of 107 that is escaped, options.
+const _: () = assert!(VHOST_VOLUMES_MAX * 8192 <= VHOST_STATE_BYTES_MAX);
+const _: () = assert!(VHOST_VOLUMES_MAX * 16_384 <= VHOST_CONTROL_REPLY_BYTES_MAX);
 const _: () = assert!(VHOST_QUEUE_BYTES_MAX >= IO_BYTES_MAX as usize);
 
 /// Exports of one NBD server: each costs a handle per thread, and all are named in one answer to LIST.

@@ -121,7 +121,10 @@ impl<D: BlockDevice> Backend<D> {
             device: self.device.for_thread(),
         };
         let backend = Arc::clone(self);
+        // What the thread logs is told of the server's volume, where a process has many.
+        let span = tracing::Span::current();
         let thread = std::thread::Builder::new().name(format!("vhost-queue-{index}")).spawn(move || {
+            let _span = span.enter();
             let queue = &backend.queues[index];
             while queue.summons.wait() {
                 backend.run_queue(index, &worker);

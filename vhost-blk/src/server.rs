@@ -229,9 +229,11 @@ impl<D: BlockDevice> VhostBlkServer<D> {
         let stats = Arc::clone(&self.stats);
         let backend = Backend::start(self.device.clone(), config.num_queues, config.queue_size, stats);
         let backend = backend.map_err(io_error("make queues"))?;
+        let _unwinding = EndOnPanic(&backend);
         let served = self.watch(stream, &backend);
         self.leave_front_end(&backend);
         backend.end_threads();
+        self.stats.count_end_of_connection();
         served
     }
 
@@ -245,8 +247,10 @@ impl<D: BlockDevice> VhostBlkServer<D> {
             .map_err(io_error("make connection event"))?;
         let channel = Channel::default();
         let resizes = ResizeWatch::new(&self.device).map_err(io_error("watch size"))?;
+        let span = tracing::Span::current();
         let (ended, waited) = std::thread::scope(|scope| {
             let protocol = scope.spawn(|| {
+                let _span = span.enter();
                 let ended = converse(stream, Arc::clone(backend), &channel);
                 notifier.notify().map(|()| ended)
             });
@@ -294,6 +298,20 @@ impl<D: BlockDevice> VhostBlkServer<D> {
                 // The loops poll; they end as soon as they are told to drop everything.
                 while !backend.wait_idle(GONE_POLL) {}
             }
+        }
+    }
+}
+
+/// Ends the queues if the server panics: in a process with other servers nobody else would, and they would go on with a ring that the
+/// front end brings to the next one.
+struct EndOnPanic<'a, D: BlockDevice>(&'a Arc<Backend<D>>);
+
+impl<D: BlockDevice> Drop for EndOnPanic<'_, D> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.close_and_give_up();
+            while !self.0.wait_idle(GONE_POLL) {}
+            self.0.end_threads();
         }
     }
 }
