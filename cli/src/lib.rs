@@ -57,6 +57,7 @@ mod signals;
 mod snapshot;
 mod socket_access;
 mod sparse;
+mod take_over;
 mod tls;
 mod verify;
 mod vhost;

@@ -130,23 +130,26 @@ impl Doorman {
         let mut preparing: Option<(UnixStream, Instant)> = None;
         loop {
             let left = preparing.as_ref().map(|(_, until)| until.saturating_duration_since(clock::now()));
-            let mut wanted: Vec<&dyn AsRawFd> = vec![&self.end.0, &self.listener];
+            // First the one that gets ready: if it has ended, the next one may.
+            let mut wanted: Vec<&dyn AsRawFd> = vec![&self.end.0];
             wanted.extend(preparing.as_ref().map(|(stream, _)| stream as &dyn AsRawFd));
+            wanted.push(&self.listener);
+            let visitor = wanted.len() - 1;
             match wait_for_one(&wanted, left) {
-                Ok(Waited::For(1)) => {
+                Ok(Waited::For(0)) => return,
+                Ok(Waited::For(at)) if at == visitor => {
                     if let Some(stream) = self.accept()
                         && let Some(welcome) = self.greet(stream, queues_in_use())
                     {
                         preparing = Some((welcome, clock::now() + VHOST_UPGRADE_PREPARE));
                     }
                 }
-                Ok(Waited::For(2)) => self.hear(preparing.take()),
+                Ok(Waited::For(_)) => self.hear(preparing.take()),
                 Ok(Waited::TimedOut) => {
                     tracing::warn!(target: "controlpath", limit = ?VHOST_UPGRADE_PREPARE, "a daemon that wants to take over does not get ready");
                     preparing = None;
                     *self.slot() = Slot::Free;
                 }
-                Ok(Waited::For(_)) => return,
                 Err(error) => {
                     tracing::error!(target: "controlpath", %error, source = ?std::error::Error::source(&error), "no upgrade is possible any more");
                     return;
