@@ -20,6 +20,7 @@ use std::fs::File;
 use std::net::SocketAddr;
 use std::num::NonZeroU64;
 use std::time::Duration;
+use tokio::task::JoinHandle;
 
 /// The running daemon has the address of its metrics until it has ended; it is asked for so often, and so many times.
 const METRICS_PAUSE: Duration = Duration::from_millis(100);
@@ -65,7 +66,7 @@ pub(crate) async fn run(
         let metrics = args.metrics().map(|addr| tokio::spawn(metrics_when_free(addr, volume.clone())));
         let (stop, addr) = (taken.stop, args.metrics());
         let served = serve_until_end(context.out, args, &volume.info(), taken.server, (stop, addr), signals).await;
-        drop(metrics.map(|task| task.abort()));
+        end(metrics);
         return end_volume(&volume, claim, served, signals).await;
     }
     run_writer(context, args, (upgrade, client), (&cluster, name), signals).await
@@ -92,7 +93,7 @@ async fn run_writer(
     let metrics = args.metrics().map(|addr| tokio::spawn(metrics_when_free(addr, volume.clone())));
     let (stop, addr) = (taken.stop, args.metrics());
     let served = serve_until_end(context.out, args, &standby.info(), taken.server, (stop, addr), signals).await;
-    drop(metrics.map(|task| task.abort()));
+    end(metrics);
     end_volume(&volume, claim, served, signals).await
 }
 
@@ -142,6 +143,12 @@ async fn metrics_when_free(addr: SocketAddr, volume: Volume) {
         tokio::time::sleep(METRICS_PAUSE).await;
     };
     std::future::pending::<()>().await;
+}
+
+fn end(metrics: Option<JoinHandle<()>>) {
+    if let Some(task) = metrics {
+        task.abort();
+    }
 }
 
 fn not_attached(name: &VolumeRef, error: OpenError) -> CliError {

@@ -320,12 +320,13 @@ impl<D: BlockDevice> VhostBlkServer<D> {
     pub fn run(mut self) -> Result<ServeEnd, ServeError> {
         self.listener.set_nonblocking(true).map_err(io_error("prepare listening socket"))?;
         let taken = self.taken.take();
+        let server = &self;
         let end = std::thread::scope(|scope| {
-            let doorman = EndOnDrop(self.doorman.as_ref());
+            let doorman = EndOnDrop(server.doorman.as_ref());
             if let Some(doorman) = doorman.0 {
-                scope.spawn(|| doorman.run(|| self.queues_in_use()));
+                scope.spawn(move || doorman.run(|| server.queues_in_use()));
             }
-            self.serve_all(taken)
+            server.serve_all(taken)
         })?;
         if end == ServeEnd::HandedOver {
             self.socket.into_iter().for_each(BoundSocket::leave);

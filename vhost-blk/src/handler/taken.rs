@@ -53,7 +53,7 @@ impl<D: BlockDevice> Handler<D> {
 
     fn region_states(&self) -> Result<Vec<RegionState>> {
         let memory = self.backend.memory.memory();
-        let state = |mapping: &Mapping| {
+        let state = |mapping: &Mapping| -> Result<RegionState> {
             let region = memory.find_region(GuestAddress(mapping.guest)).ok_or(Error::BackendInternalError)?;
             let at = region.file_offset().ok_or(Error::BackendInternalError)?;
             let Mapping { user, guest, len } = *mapping;

@@ -65,7 +65,8 @@ pub(crate) fn give<D: BlockDevice>(
     if let Err(error) = given {
         tracing::warn!(target: "controlpath", %error, source = ?std::error::Error::source(&error), stood = ?began.elapsed(),
             "no hand-over: this daemon goes on");
-        if let Some(connection) = connection {
+        // A protocol thread that is not parked may be stopping a ring, which is none of ours then.
+        if let Some(connection) = connection.filter(|_| !matches!(error, GiveError::NotParked)) {
             connection.backend.thaw();
             connection.parking.release();
         }
