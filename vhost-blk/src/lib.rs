@@ -4,7 +4,7 @@
 //!
 //! | file | what |
 //! | --- | --- |
-//! | `server.rs` | socket, front ends one after another, stop |
+//! | `server.rs`, `stop.rs` | socket, front ends one after another, stop |
 //! | `connection.rs`, `parking.rs` | one connection: messages in; where that stops for a hand-over |
 //! | `channel.rs` | changes of the configuration out |
 //! | `handler.rs` | what each message of the front end does |
@@ -46,6 +46,7 @@ mod request;
 mod resubmit;
 mod server;
 mod stats;
+mod stop;
 
 pub use guest_buffer::{ReplyArea, Segment, Segments};
 pub use handover::state::EstateError;
@@ -56,7 +57,8 @@ pub use hypervisor::{QemuOptions, QemuReconnect, qemu_args};
 pub use libvirt::{LIBVIRT_MEMORY_BACKING, LibvirtDisk, LibvirtDomain, LibvirtError, VirtType};
 pub use request::{ByteRange, ID_BYTES, Operation, Parsed, Refusal, Request, Status, parse};
 pub use server::{
-    NUM_QUEUES_DEFAULT, QUEUE_SIZE_DEFAULT, ServeEnd, ServeError, StopHandle, VhostBlkConfig, VhostBlkServer, serve,
+    NUM_QUEUES_DEFAULT, QUEUE_SIZE_DEFAULT, ServeEnd, ServeError, VhostBlkConfig, VhostBlkServer, serve,
 };
+pub use stop::StopHandle;
 pub use ogee_proto::unix_socket::{SOCKET_PATH_BYTES_MAX, SocketError};
 pub use stats::{KindCounts, RequestKind, VhostBlkStats};

@@ -14,6 +14,7 @@ use crate::handover::doorman::Doorman;
 use crate::handover::giver::give;
 use crate::handover::{HandOverTerms, socket_beside};
 use crate::stats::VhostBlkStats;
+use crate::stop::{StopHandle, Waited, wait_for_one};
 use ogee_client::BlockDevice;
 use ogee_common::limits::{VHOST_QUEUE_SIZE_MAX, VHOST_QUEUES_MAX, VHOST_STOP_DRAIN};
 use ogee_proto::unix_socket::{BoundSocket, SocketError};
@@ -25,10 +26,8 @@ use std::os::unix::fs::{PermissionsExt, lchown};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
-use vmm_sys_util::poll::PollContext;
+use vmm_sys_util::event::{EventConsumer, EventFlag, new_event_consumer_and_notifier};
 
 /// Queues offered unless configured: as many as small VMs have vCPUs, so that `num-queues` may be left out.
 pub const NUM_QUEUES_DEFAULT: u16 = 8;
@@ -108,7 +107,7 @@ pub enum ServeError {
     },
 }
 
-fn io_error(verb: &'static str) -> impl FnOnce(io::Error) -> ServeError {
+pub(crate) fn io_error(verb: &'static str) -> impl FnOnce(io::Error) -> ServeError {
     move |source| ServeError::Io { verb, source }
 }
 
@@ -116,79 +115,6 @@ fn socket_error(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Se
     let path = path.to_owned();
     move |source| SocketError::Io { verb, path, source }.into()
 }
-
-/// Ends a server from another thread. Clones stop the same server.
-#[derive(Debug, Clone)]
-pub struct StopHandle(Arc<Stop>);
-
-#[derive(Debug)]
-struct Stop {
-    requested: AtomicBool,
-    event: (EventConsumer, EventNotifier),
-}
-
-impl StopHandle {
-    /// A handle to give to [`VhostBlkServer::bind`] or [`serve`].
-    ///
-    /// # Errors
-    /// [`ServeError::Io`]: no file descriptor.
-    pub fn new() -> Result<Self, ServeError> {
-        let event = new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC);
-        let event = event.map_err(io_error("make stop event"))?;
-        Ok(Self(Arc::new(Stop { requested: AtomicBool::new(false), event })))
-    }
-
-    /// Asks the server to end; returns at once. Any number of times, before or while it serves.
-    pub fn stop(&self) {
-        if !self.0.requested.swap(true, Ordering::AcqRel)
-            && let Err(error) = self.0.event.1.notify()
-        {
-            tracing::error!(target: "controlpath", %error, "stop event not sent");
-        }
-    }
-
-    /// Whether a stop was asked for.
-    #[must_use]
-    pub fn is_stopped(&self) -> bool {
-        self.0.requested.load(Ordering::Acquire)
-    }
-}
-
-/// What a wait came to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Waited {
-    /// This one is readable, the first of those that are.
-    For(usize),
-    /// Nothing in time.
-    TimedOut,
-}
-
-/// Waits until one of `wanted` is readable.
-///
-/// # Errors
-/// The wait itself fails.
-pub(crate) fn wait_for_one(wanted: &[&dyn AsRawFd], limit: Option<Duration>) -> Result<Waited, ServeError> {
-    let failed = |source: vmm_sys_util::errno::Error| ServeError::Io { verb: "wait for events", source: source.into() };
-    let poll = PollContext::new().map_err(failed)?;
-    for (token, one) in (0_u32..).zip(wanted) {
-        poll.add(*one, token).map_err(failed)?;
-    }
-    loop {
-        let waited = limit.map_or_else(|| poll.wait(), |limit| poll.wait_timeout(limit));
-        match waited {
-            Ok(events) => match events.iter().map(|event| event.token()).min() {
-                Some(token) => return Ok(usize::try_from(token).map_or(Waited::TimedOut, Waited::For)),
-                None if limit.is_some() => return Ok(Waited::TimedOut),
-                None => {}
-            },
-            Err(error) if error.errno() == EINTR => {}
-            Err(error) => return Err(failed(error)),
-        }
-    }
-}
-
-/// `EINTR` of Linux.
-const EINTR: i32 = 4;
 
 /// How serving ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -372,7 +298,7 @@ impl<D: BlockDevice> VhostBlkServer<D> {
 
     /// Waits until the stop is asked for, `other` is readable, or a daemon is ready to take over.
     fn wait_or(&self, other: &dyn AsRawFd) -> Result<Woken, ServeError> {
-        let mut wanted: Vec<&dyn AsRawFd> = vec![&self.stop.0.event.0, other];
+        let mut wanted: Vec<&dyn AsRawFd> = vec![self.stop.event(), other];
         wanted.extend(self.doorman.as_ref().map(Doorman::ready_event));
         Ok(match wait_for_one(&wanted, None)? {
             Waited::For(1) => Woken::Other,

@@ -15,7 +15,8 @@
 
 use crate::handover::wire::{Frame, Kind, VERSION, receive, send};
 use crate::handover::{HandOverRefusal, HandOverTerms, socket_beside, stranger};
-use crate::server::{ServeError, VhostBlkConfig, Waited, wait_for_one};
+use crate::server::{ServeError, VhostBlkConfig};
+use crate::stop::{Waited, wait_for_one};
 use ogee_common::clock::{self, Instant};
 use ogee_common::limits::{VHOST_UPGRADE_ACCEPT, VHOST_UPGRADE_PREPARE};
 use ogee_proto::unix_socket::BoundSocket;
