@@ -1,6 +1,6 @@
 //! A volume that is made ready beside the process that writes it, and attached when that one has left.
 
-use crate::{Fixture, pattern, within, write};
+use crate::{Fixture, eventually, pattern, within, write};
 use ogee_client::{BlockDevice, Cluster, ClusterConfig, IoErrorKind, OpenError, OpenMode, StandbyVolume, Volume};
 use ogee_common::name::VolumeRef;
 use ogee_proto::MdsErrorKind;
@@ -67,11 +67,12 @@ async fn it_is_refused_what_somebody_else_has_and_waits_for_an_mds() {
     old.leave();
     // Without an MDS it waits.
     f.mds.go_away();
+    let before = f.mds.calls("attach_volume");
     let waiting = tokio::spawn({
         let new = new.clone();
         async move { new.attach().await.map(drop) }
     });
-    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    eventually("another attempt", || f.mds.calls("attach_volume") > before + 1).await;
     assert!(!waiting.is_finished());
     f.mds.come_back();
     within(waiting).await.expect("no panic").expect("attached");
