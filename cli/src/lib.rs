@@ -59,6 +59,7 @@ mod signals;
 mod snapshot;
 mod socket_access;
 mod sparse;
+mod take_over;
 mod task;
 mod tls;
 mod verify;

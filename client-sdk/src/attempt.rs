@@ -221,7 +221,7 @@ impl<'a> DataPath<'a> {
     }
 
     /// The leader and an open connection to it. What is rare is boxed, so that an IO's future stays small.
-    async fn connection(&self, copyset: CopysetId) -> Option<(Target, Connection)> {
+    pub(crate) async fn connection(&self, copyset: CopysetId) -> Option<(Target, Connection)> {
         let routes = &self.at.cluster.routes;
         let target = match routes.target(copyset) {
             Some(target) => target,

@@ -334,6 +334,14 @@ impl BlockDevice for IncomingVolume {
         }
     }
 
+    fn leave(&self) {
+        let mut tasks = self.shared.tasks();
+        self.shared.stop_attaching(&mut tasks);
+        if let State::Attached(volume) = &*self.shared.state.borrow() {
+            volume.leave();
+        }
+    }
+
     fn resized(&self) -> watch::Receiver<u64> {
         self.shared.size.subscribe()
     }

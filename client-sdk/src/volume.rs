@@ -33,6 +33,8 @@ use tokio::sync::watch;
 /// The seq at which a live volume is read by a client that does not write it: newer than every write. Half of the
 /// range, so that a reader of the message may add to it.
 const LIVE_READ_SEQ: VolumeSeq = VolumeSeq(u64::MAX >> 1);
+/// Copysets whose leaders are connected to ahead of the first IO; the leaders of so many are on nearly every chunkserver of a cluster.
+const WARM_COPYSETS_MAX: usize = 1024;
 
 /// How to open a volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -241,6 +243,24 @@ impl Volume {
         Ok(())
     }
 
+    /// Waits until the layout is loaded, as far as the MDS answers.
+    pub(crate) async fn load_layout(&self) {
+        let loading = self.at.cluster.control().spawn(control::load_layout(Arc::downgrade(&self.at)));
+        if let Err(error) = loading.await {
+            tracing::debug!(target: "controlpath", %error, "load layout");
+        }
+    }
+
+    /// Learns the placements that another open volume of the same layer knows.
+    pub(crate) fn adopt_layout(&self, other: &Self) {
+        self.at.layout.learn_from(&other.at.layout);
+    }
+
+    /// The attach of `granted` through the connections of this handle, with its serial.
+    pub(crate) fn with_attach_of(&self, granted: &Self) -> Self {
+        Self { at: granted.at.clone(), session: self.session.clone(), serial: self.serial.clone() }
+    }
+
     /// Whether another attach has taken the volume; this one never serves IO again then.
     #[must_use]
     pub fn is_fenced(&self) -> bool {
@@ -388,6 +408,19 @@ impl BlockDevice for Volume {
         };
         let failed = |Failure { kind, source }| IoError { kind, verb: "extents", offset, len, source };
         self.limited(io).await.map_err(failed)
+    }
+
+    /// Finds the leaders of the copysets that the layout names and connects to them.
+    async fn warm_up(&self) {
+        for copyset in self.at.layout.copysets(WARM_COPYSETS_MAX) {
+            // One that cannot be reached is asked for again when it is needed.
+            let _ = self.path().connection(copyset).await;
+        }
+    }
+
+    fn leave(&self) {
+        self.at.end(false);
+        self.at.stop_tasks();
     }
 
     fn resized(&self) -> watch::Receiver<u64> {

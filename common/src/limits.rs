@@ -114,6 +114,19 @@ pub const VHOST_ZERO_RANGES_MAX: u32 = 16;
 pub const VHOST_ZERO_SECTORS_MAX: u32 = (1 << 30) / SECTOR_BYTES;
 /// A stopping vhost-user-blk daemon waits this long for requests in flight, then leaves them unanswered.
 pub const VHOST_STOP_DRAIN: Duration = Duration::from_secs(5);
+/// A running vhost-user-blk daemon waits this long for the one that is to take over to have made everything ready. The guest runs meanwhile.
+pub const VHOST_UPGRADE_PREPARE: Duration = Duration::from_secs(60);
+/// At a hand-over, a step that takes well under a millisecond (a message answered, a turn of a loop ended) is given up after this.
+pub const VHOST_UPGRADE_STEP: Duration = Duration::from_millis(100);
+/// At a hand-over, requests in flight are waited for this long; what is not answered then is run again by the new daemon.
+/// Longer than a write takes on a healthy cluster, and a fifth of the pause that is allowed.
+pub const VHOST_UPGRADE_DRAIN: Duration = Duration::from_millis(10);
+/// The same where the front end keeps no in-flight memory, so that the new daemon could not run them again.
+pub const VHOST_UPGRADE_DRAIN_UNRECORDED: Duration = Duration::from_millis(500);
+/// With its rings stopped, the old daemon waits this long for the new one to accept them, then goes on.
+pub const VHOST_UPGRADE_ACCEPT: Duration = Duration::from_secs(1);
+/// A new daemon opens connections this long before it takes over without those that are missing.
+pub const VHOST_UPGRADE_WARM_UP: Duration = Duration::from_secs(5);
 
 /// Volumes of one `ogee vhost-blk serve`: each has a socket, and while a front end is connected a thread for each queue.
 pub const VHOST_VOLUMES_MAX: usize = 1024;
@@ -140,6 +153,7 @@ pub const VHOST_CONTROL_ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const _: () = assert!(VHOST_VOLUMES_MAX * 8192 <= VHOST_STATE_BYTES_MAX);
 const _: () = assert!(VHOST_VOLUMES_MAX * 16_384 <= VHOST_CONTROL_REPLY_BYTES_MAX);
 const _: () = assert!(VHOST_QUEUE_BYTES_MAX >= IO_BYTES_MAX as usize);
+const _: () = assert!(VHOST_UPGRADE_WARM_UP.as_millis() < VHOST_UPGRADE_PREPARE.as_millis());
 
 /// Exports of one NBD server: each costs a handle per thread, and all are named in one answer to LIST.
 pub const NBD_EXPORTS_MAX: usize = 64;

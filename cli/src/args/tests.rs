@@ -51,6 +51,7 @@ fn documented_commands_parse() {
         "ogee rollback a/b@s --detach",
         "ogee vhost-blk a/b --socket /tmp/s --queues 2 --read-only",
         "ogee vhost-blk a/b --socket /tmp/s --steal",
+        "ogee vhost-blk a/b --socket /tmp/s --upgrade --queues 4",
         "ogee vhost-blk a/b --socket /tmp/s --socket-mode 660 --socket-group root",
         "ogee libvirt-xml vm1",
         "ogee libvirt-xml a/b@s --socket /tmp/s --queues 2 --boot 2 --target vdb --device",

@@ -11,6 +11,7 @@ mod mds;
 mod order;
 mod oracle;
 mod routing;
+mod standby;
 
 use bytes::Bytes;
 use chunkserver::Chunkservers;
