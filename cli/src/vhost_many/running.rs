@@ -66,7 +66,7 @@ impl Running {
         let thread = std::thread::Builder::new().name("vhost-blk".to_owned()).spawn(move || {
             let _span = span.entered();
             // The receiver is gone only when the daemon was told to leave everything.
-            let _ = finished.send(server.run());
+            let _ = finished.send(server.run().map(drop));
         });
         let thread = thread.map_err(|e| CliError::caused(ErrorKind::Failure, "start the server's thread", e))?;
         Ok(Self { volume, stats, stop, ended: Some(ended), thread })
