@@ -162,7 +162,8 @@ impl<'a> DataPath<'a> {
         let mut pauses = Pauses { next: timing.backoff_min, max: timing.backoff_max, quick: 0, mismatches: 0 };
         loop {
             self.at.gate.check()?;
-            let round = self.fence_round(request).await?;
+            let floor = self.at.gate.floor();
+            let round = self.fence_round(request, floor).await?;
             let Some((target, connection)) = self.connection(request.copyset).await else {
                 pauses.pause().await;
                 continue;
@@ -173,6 +174,10 @@ impl<'a> DataPath<'a> {
             }
             // No await from here until the request is queued; see `session.rs`.
             let seq = self.at.gate.seq();
+            // A snapshot has gone round this client since the fence was looked at: the copyset has to know before it is asked.
+            if self.at.gate.floor() > floor {
+                continue;
+            }
             let before = account.as_mut().map(|a| a.sending(seq));
             let answer = self.send(request, &target, seq, &connection).await;
             let sent = Sent { target, seq, round, answer };
@@ -194,29 +199,31 @@ impl<'a> DataPath<'a> {
     }
 
     /// The round of the copyset's fence; raises it if it is not up. 0 where none is needed.
-    async fn fence_round(&self, request: &Request) -> Result<u64, Failure> {
+    async fn fence_round(&self, request: &Request, floor: VolumeSeq) -> Result<u64, Failure> {
         if self.at.is_read_only() || matches!(request.action, Action::Open) {
             return Ok(0);
         }
-        match self.at.fences.of(request.copyset).round() {
+        match self.at.fences.of(request.copyset).round(floor) {
             Some(round) => Ok(round),
-            None => self.open(request.copyset).await,
+            None => self.open(request.copyset, floor).await,
         }
     }
 
     /// Raises the fence of a copyset, once for all who wait. Boxed: it runs a request of its own, and it is rare.
-    fn open(&self, copyset: CopysetId) -> Pin<Box<dyn Future<Output = Result<u64, Failure>> + Send + 'a>> {
+    fn open(&self, copyset: CopysetId, floor: VolumeSeq) -> Pin<Box<dyn Future<Output = Result<u64, Failure>> + Send + 'a>> {
         let path = *self;
         Box::pin(async move {
             let fence = path.at.fences.of(copyset);
             let mut count = fence.opening.lock().await;
-            if let Some(round) = fence.round() {
+            if let Some(round) = fence.round(floor) {
                 return Ok(round);
             }
+            // What is sent below carries this, or more.
+            let seq = path.at.gate.seq();
             let span = ChunkSpan { chunk: Default::default(), offset: 0, len: 0, buffer_offset: 0 };
             let mut request = Request { copyset, span, action: Action::Open };
             path.run(&mut request, None).await?;
-            Ok(fence.opened(&mut count))
+            Ok(fence.opened(&mut count, seq))
         })
     }
 

@@ -16,6 +16,13 @@
 //! minimum seq in every copyset instead, writes with the old seq are refused, and the client learns the new one from
 //! the refusal.
 //!
+//! So bypassed, writes with the old seq may still be on their way to copysets that are not sealed yet, and they belong to the snapshot, while
+//! those that begin now do not. What this client sees or writes anywhere with the new seq must come after them: a copyset is therefore opened
+//! anew, with the new seq, before the first request that follows (`fence.rs`, [`Gate::floor`]). Whatever the old attempt did there, it did
+//! before, and nobody saw the copyset without it in between; it counts as done when the seq was raised. An acknowledged hold needs none of that.
+//! (A *read-only* client of the live volume opens nothing: it may see new content in one copyset and then old content, which belongs to
+//! the snapshot, arrive in another.)
+//!
 //! A write that was given up with an unknown outcome (IO timeout, dropped future) may still land. It is remembered as
 //! *abandoned* with its seq, and as long as that is the current seq no hold is acknowledged: the MDS then bypasses this
 //! client, and its seal bounds the stray attempt. A detach tells the MDS of it, with the same effect on later snapshots.
@@ -73,6 +80,8 @@ pub(crate) enum Drained {
 #[derive(Debug)]
 pub(crate) struct Gate {
     seq: AtomicU64,
+    /// See [`Gate::floor`].
+    floor: AtomicU64,
     life: AtomicU8,
     reads: AtomicUsize,
     state: Mutex<State>,
@@ -84,6 +93,7 @@ impl Gate {
     pub(crate) fn new(seq: VolumeSeq) -> Self {
         Self {
             seq: AtomicU64::new(seq.0),
+            floor: AtomicU64::new(0),
             life: AtomicU8::new(RUNNING),
             reads: AtomicUsize::new(0),
             state: Mutex::new(State { next: 1, ..State::default() }),
@@ -100,10 +110,19 @@ impl Gate {
         VolumeSeq(self.seq.load(Ordering::SeqCst))
     }
 
-    /// Raises the seq; a lower one changes nothing. Copysets only ever name a seq that the MDS has committed, so a
-    /// seq learned from a refusal is as good as one from the MDS.
+    /// With what seq, at least, a copyset must have been opened before it is asked anything. Never above [`Gate::seq`] for longer than a moment.
+    pub(crate) fn floor(&self) -> VolumeSeq {
+        VolumeSeq(self.floor.load(Ordering::SeqCst))
+    }
+
+    /// Raises the seq while writes with a lower one may be under way; a lower one changes nothing. Copysets only ever name a seq that
+    /// the MDS has committed, so a seq learned from a refusal is as good as one from the MDS.
     pub(crate) fn raise_seq(&self, seq: VolumeSeq) {
-        self.seq.fetch_max(seq.0, Ordering::SeqCst);
+        if seq > self.seq() {
+            // First, so that whoever reads the new seq finds the floor raised.
+            self.floor.fetch_max(seq.0, Ordering::SeqCst);
+            self.seq.fetch_max(seq.0, Ordering::SeqCst);
+        }
     }
 
     /// Whether a write that was given up may still land with the current seq.
@@ -247,7 +266,12 @@ impl Gate {
     pub(crate) fn release(&self, seq: VolumeSeq) {
         let mut state = self.state();
         // Before the hold ends, so that no write enters with the old seq.
-        self.raise_seq(seq);
+        if state.hold.is_some_and(|hold| hold.acknowledged) {
+            // No write is under way.
+            self.seq.fetch_max(seq.0, Ordering::SeqCst);
+        } else {
+            self.raise_seq(seq);
+        }
         state.hold = None;
         drop(state);
         self.changed.notify_waiters();
@@ -398,8 +422,12 @@ mod tests {
         assert!(waiting.as_mut().now_or_never().is_none());
         gate.release(VolumeSeq(4));
         let ticket = waiting.now_or_never().expect("the gate is open again").expect("the attach runs");
-        assert_eq!(gate.seq(), VolumeSeq(4));
+        assert_eq!((gate.seq(), gate.floor()), (VolumeSeq(4), VolumeSeq(0)), "nothing was under way");
         drop(ticket);
+        gate.release(VolumeSeq(4));
+        assert_eq!(gate.floor(), VolumeSeq(0), "the same again");
+        gate.release(VolumeSeq(5));
+        assert_eq!((gate.seq(), gate.floor()), (VolumeSeq(5), VolumeSeq(5)), "something may have been");
     }
 
     #[test]

@@ -125,6 +125,41 @@ async fn an_unacknowledged_hold_ends_by_itself_and_the_stale_seq_is_refreshed() 
     assert_eq!(f.mds.inner().subscriptions, 1, "the seq came with the refusal");
 }
 
+/// The MDS went round this client while a write was on its way to a copyset that is not sealed yet. What the client sees of that copyset after
+/// a write with the new seq elsewhere is the last word on what belongs to the snapshot (torture, seed 5006).
+#[tokio::test]
+async fn an_old_write_does_not_land_in_the_snapshot_after_it_was_seen_to_be_missing() {
+    let f = Fixture::new().await;
+    let v = f.open_watched().await;
+    let (here, there) = (0, u64::from(ogee_common::limits::CHUNK_BYTES));
+    for at in [here, there] {
+        write(&v, at, pattern(0, 4096)).await;
+    }
+    let (release, before) = (Arc::new(Notify::new()), f.data.arrived(Opcode::Write));
+    f.data.script(Opcode::Write, 1, Reaction::Wait(release.clone()));
+    let slow = tokio::spawn({
+        let v = v.for_thread();
+        async move { v.write(there, pattern(1, 4096)).await }
+    });
+    eventually("the slow write", || f.data.arrived(Opcode::Write) > before).await;
+    let seq = f.mds.commit_snapshot();
+    f.mds.send_state();
+    let new = |s: &Seen| matches!(s, Seen::Executed { opcode: Opcode::Write, seq: s, .. } if *s == seq);
+    let began = ogee_common::clock::now();
+    while !f.data.log().iter().any(new) {
+        assert!(began.elapsed() < Duration::from_secs(10), "the client does not hear of the new seq");
+        write(&v, here, pattern(2, 4096)).await;
+    }
+    assert_eq!(read(&v, there, 4096).await, pattern(0, 4096), "the slow write is not there yet");
+    let seen = f.data.log().len();
+    release.notify_one();
+    within(slow).await.expect("no panic").expect("it succeeds in the end");
+    let log = f.data.log();
+    let old = |s: &&Seen| matches!(s, Seen::Executed { opcode: Opcode::Write, status: Status::Ok, seq: s, .. } if *s < seq);
+    assert_eq!(log[seen..].iter().find(old), None, "it came too late for the snapshot");
+    assert_eq!(read(&v, there, 4096).await, pattern(1, 4096));
+}
+
 /// Once acknowledged, a hold is not let go by time: the snapshot may be committed at any moment.
 #[tokio::test]
 async fn an_acknowledged_hold_waits_for_the_mds() {
