@@ -128,7 +128,8 @@ fn still_negotiated(front: &mut Frontend, guest: &Guest) {
     assert_eq!(front.get_queue_num().unwrap(), 2, "MQ");
     assert_eq!(front.get_max_mem_slots().unwrap(), 509, "CONFIGURE_MEM_SLOTS");
     front.set_vring_enable(1, true).unwrap();
-    front.set_vring_call(1, &Ring::start(front, guest, 1, FEATURES).call).unwrap();
+    let ring = Ring::start(front, guest, 1, FEATURES);
+    front.set_vring_call(1, &ring.call).unwrap();
 }
 
 #[test]
