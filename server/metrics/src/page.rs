@@ -50,6 +50,35 @@ impl Page<'_> {
         Ok(())
     }
 
+    /// Numbers of one kind that only grow, told apart by several labels.
+    ///
+    /// # Errors
+    /// As [`Page::counter`].
+    pub fn labelled_counters<'v, const N: usize>(
+        &mut self, name: &str, meaning: &str, values: impl IntoIterator<Item = ([(&'v str, &'v str); N], u64)>,
+    ) -> fmt::Result {
+        let mut family = self.0.encode_descriptor(name, meaning, None, MetricType::Counter)?;
+        for (labels, count) in values {
+            ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+
+    /// Numbers of one kind that come and go, told apart by a label.
+    ///
+    /// # Errors
+    /// As [`Page::counter`].
+    pub fn gauges<'v>(
+        &mut self, name: &str, meaning: &str, label: &str, values: impl IntoIterator<Item = (&'v str, u64)>,
+    ) -> fmt::Result {
+        let mut family = self.0.encode_descriptor(name, meaning, None, MetricType::Gauge)?;
+        for (value, count) in values {
+            let labels = [(label, value)];
+            ConstGauge::new(count).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+
     /// A number that comes and goes; shown as `ogee_<name>`.
     ///
     /// # Errors
@@ -92,7 +121,9 @@ mod tests {
         fn fill(&self, page: &mut Page<'_>) -> fmt::Result {
             page.counter("wal_flushes", "Durable writes of the log", 17)?;
             page.counters("volume_ios", "IOs that ended", "kind", [("read", 3), ("write", u64::MAX)])?;
-            page.gauge("raft_groups_led", "Groups that this process leads", 0)
+            page.gauge("raft_groups_led", "Groups that this process leads", 0)?;
+            page.labelled_counters("snapclone_requests", "Requests", [([("route", "/v1/tasks"), ("status", "200")], 2)])?;
+            page.gauges("snapclone_tasks", "Tasks", "kind", [("gc", 1)])
         }
     }
 
@@ -111,6 +142,12 @@ ogee_volume_ios_total{kind=\"write\"} 18446744073709551615
 # HELP ogee_raft_groups_led Groups that this process leads
 # TYPE ogee_raft_groups_led gauge
 ogee_raft_groups_led 0
+# HELP ogee_snapclone_requests Requests
+# TYPE ogee_snapclone_requests counter
+ogee_snapclone_requests_total{route=\"/v1/tasks\",status=\"200\"} 2
+# HELP ogee_snapclone_tasks Tasks
+# TYPE ogee_snapclone_tasks gauge
+ogee_snapclone_tasks{kind=\"gc\"} 1
 # EOF
 ";
         assert_eq!(text, expected);
