@@ -13,17 +13,17 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 /// For anything that should take a moment.
-pub const LIMIT: Duration = Duration::from_secs(120);
+pub(crate) const LIMIT: Duration = Duration::from_secs(120);
 
 /// A cluster in a folder of its own.
-pub struct Served {
+pub(crate) struct Served {
     folder: tempfile::TempDir,
     mds: String,
 }
 
 impl Served {
     /// On a real disk: chunkservers use direct IO.
-    pub fn up() -> Self {
+    pub(crate) fn up() -> Self {
         let folder = tempfile::Builder::new().prefix("ogee-served-").tempdir_in("/var/tmp").expect("a folder");
         let mut served = Self { folder, mds: String::new() };
         let up = served.json(&["dev", "up"]);
@@ -31,7 +31,7 @@ impl Served {
         served
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
@@ -42,11 +42,11 @@ impl Served {
         command
     }
 
-    pub fn run(&self, args: &[&str]) -> Output {
+    pub(crate) fn run(&self, args: &[&str]) -> Output {
         self.command(args).output().expect("ogee runs")
     }
 
-    pub fn json(&self, args: &[&str]) -> Value {
+    pub(crate) fn json(&self, args: &[&str]) -> Value {
         let done = self.run(&[args, &["--json"]].concat());
         let stderr = String::from_utf8_lossy(&done.stderr);
         assert!(done.status.success() && stderr.is_empty(), "ogee {args:?}: {stderr}");
@@ -54,18 +54,18 @@ impl Served {
     }
 
     /// Writes a configuration with the repository `main` and this.
-    pub fn configure(&self, name: &str, more: &str) {
+    pub(crate) fn configure(&self, name: &str, more: &str) {
         let (mds, repo) = (&self.mds, self.path("repo"));
         let text = format!("mds = [\"{mds}\"]\n{more}\n[[repository]]\nname = \"main\"\nurl = \"file://{}\"\n", repo.display());
         std::fs::write(self.path(name), text).expect("written");
     }
 
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.path("snapclone.log")).unwrap_or_default()
     }
 
     /// A snapclone that answers at this address.
-    pub fn snapclone(&self, config: &str, addr: SocketAddr) -> Snapclone {
+    pub(crate) fn snapclone(&self, config: &str, addr: SocketAddr) -> Snapclone {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.path("snapclone.log")).expect("a log");
         let mut command = self.command(&["snapclone", "--config", config]);
         command.stdout(Stdio::null()).stderr(log);
@@ -93,7 +93,7 @@ impl Drop for Served {
 }
 
 /// A process that ends with its owner.
-pub struct Snapclone(pub Child);
+pub(crate) struct Snapclone(pub(crate) Child);
 
 impl Drop for Snapclone {
     fn drop(&mut self) {
@@ -103,33 +103,33 @@ impl Drop for Snapclone {
 }
 
 /// An address that was free a moment ago.
-pub fn free_addr() -> SocketAddr {
+pub(crate) fn free_addr() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address")
 }
 
 /// An answer.
 #[derive(Debug)]
-pub struct Answer {
-    pub status: u16,
-    pub head: String,
-    pub body: String,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: String,
 }
 
 impl Answer {
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap_or_else(|e| panic!("{e}: {self:?}"))
     }
 }
 
 /// Sends one request and reads the answer to its end.
-pub fn http(addr: SocketAddr, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+pub(crate) fn http(addr: SocketAddr, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
     let stream = TcpStream::connect(addr).expect("connected");
     stream.set_read_timeout(Some(LIMIT)).expect("set");
     exchange(stream, method, target, headers, body)
 }
 
 /// The same over any stream.
-pub fn exchange(mut stream: impl Read + Write, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+pub(crate) fn exchange(mut stream: impl Read + Write, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
     let mut request = format!("{method} {target} HTTP/1.1\r\nHost: ogee\r\nConnection: close\r\nContent-Length: {}\r\n", body.len());
     for (name, value) in headers {
         request.push_str(&format!("{name}: {value}\r\n"));

@@ -201,7 +201,7 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 }
 
 async fn talk<IO: AsyncRead + AsyncWrite + Unpin>(io: IO, router: Router, mut stop: watch::Receiver<bool>) {
-    let service = service_fn(move |request| router.clone().oneshot(request));
+    let service = service_fn(move |request: hyper::Request<hyper::body::Incoming>| router.clone().oneshot(request));
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(API_HEAD_TIMEOUT).max_buf_size(API_HEAD_BYTES_MAX);
     let mut connection = std::pin::pin!(http.serve_connection(TokioIo::new(io), service));

@@ -9,9 +9,9 @@
 //! | `failure.rs` | why work ended: the task is lost, it failed for a while, it failed |
 //! | `backup.rs`, `restore.rs`, `upkeep.rs` | the work itself, and undoing it |
 //! | `retention.rs` | which backups of a schedule stay |
-| `doors.rs`, `listen.rs` | what an instance listens on; serving HTTP there |
-| `api/`, `curve/` | the REST API; Curve's API |
-| `metrics.rs` | figures |
+//! | `doors.rs`, `listen.rs` | what an instance listens on; serving HTTP there |
+//! | `api/`, `curve/` | the REST API; Curve's API |
+//! | `metrics.rs` | figures |
 //!
 //! Invariants: an owner that lost its task stops at once, and asks the MDS whether it still owns it before each step that others see; what a step
 //! makes has a name that follows from the task, or is noted in the MDS first, so that the next owner finds it, goes on with it or undoes

@@ -9,6 +9,7 @@ use super::problem::{Problem, ProblemKind, ProblemView};
 use super::tasks::make;
 use super::views::{BackupView, PageView, RepositoriesView, TaskView};
 use super::{Api, Principal};
+use crate::error::RepoErrorKind;
 use crate::repository::Repository;
 use crate::service::failure::chain;
 use crate::service::task::{BackupTask, GcTask, OneTask, RestoreTask, VerifyTask, Work};
@@ -158,7 +159,12 @@ pub(super) async fn get(
 ) -> Answer<BackupView> {
     let backup = backup_name(&backup)?;
     let found = open(&api, &repository).await?.find(&backup).await;
-    Ok(Json::ok(found.map_err(|e| Problem::repo(&e))?.into()))
+    let found = found.map_err(|e| match e.kind {
+        // Several identities begin so.
+        RepoErrorKind::Unusable => Problem::new(ProblemKind::InvalidArgument, chain(&e)),
+        _ => Problem::repo(&e),
+    });
+    Ok(Json::ok(found?.into()))
 }
 
 /// Has a backup made, as a task.

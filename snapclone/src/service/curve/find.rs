@@ -128,7 +128,9 @@ impl Curve {
     /// # Errors
     /// The MDS does not answer.
     pub(super) async fn snapshots_of_all(&self, volumes: Vec<m::Volume>) -> Result<Vec<(m::Volume, m::Snapshot)>, Code> {
-        let with = volumes.into_iter().filter(|v| v.snapshots > 0).map(|volume| async move {
+        let mut with = volumes;
+        with.retain(|v| v.snapshots > 0);
+        let with = with.into_iter().map(|volume| async move {
             let list = self.snapshots_of(&volume.path).await?;
             Ok::<_, Code>(list.into_iter().map(|s| (volume.clone(), s)).collect::<Vec<_>>())
         });

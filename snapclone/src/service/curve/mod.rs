@@ -62,7 +62,7 @@ pub(super) fn router(mds: MdsClient, figures: Arc<ServiceFigures>) -> Router {
 
 async fn serve(State(curve): State<Arc<Curve>>, request: Request) -> Response {
     let params = Query::<Vec<(String, String)>>::try_from_uri(request.uri()).map_or_else(|_| Params(vec![]), |query| Params(query.0));
-    let action = ACTIONS.into_iter().find(|action| params.get("Action") == Some(action));
+    let action = ACTIONS.into_iter().find(|action| params.get("Action") == Some(*action));
     let done = match action.filter(|_| params.given("Version").is_some()) {
         Some(action) => {
             let done = tokio::time::timeout(API_REQUEST_TIMEOUT, Box::pin(curve.act(action, &params))).await;

@@ -144,7 +144,7 @@ impl Curve {
     /// `GetFileSnapshotList`: every parameter is a filter.
     pub(super) async fn snapshot_list(&self, params: &Params) -> Reply {
         params.page()?;
-        let found = match params.given("UUID") {
+        let found: Vec<(m::Volume, m::Snapshot)> = match params.given("UUID") {
             Some(_) => self.of_uuid(params).await?.into_iter().filter(|(volume, _)| is_file(params, volume)).collect(),
             None => self.snapshots_by_file(params).await?,
         };
