@@ -382,6 +382,8 @@ pub const API_TOKENS_MAX: usize = 256;
 /// Volumes whose paths an instance remembers for Curve's identities.
 pub const CURVE_PATHS_MAX: usize = 4096;
 
+const _: () = assert!(API_REQUEST_TIMEOUT.as_millis() > MDS_CALL_TIMEOUT.as_millis());
+const _: () = assert!(API_PAGE_DEFAULT <= API_PAGE_MAX && API_PAGE_MAX <= SERVICE_TASKS_LISTED_MAX);
 const _: () = assert!(SERVICE_TASK_RENEW.as_millis() * 3 <= SERVICE_TASK_GIVE_UP.as_millis());
 const _: () = assert!(SERVICE_TASK_GIVE_UP.as_millis() < SERVICE_TASK_LEASE.as_millis());
 const _: () = assert!(SERVICE_TASKS_LISTED_MAX * (3 * SERVICE_TASK_TEXT_BYTES_MAX + 1024) < 4 << 20);

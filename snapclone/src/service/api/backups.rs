@@ -120,14 +120,14 @@ fn backup_name(text: &str) -> Result<String, Problem> {
 }
 
 /// Lists the repositories that this instance knows.
-#[utoipa::path(get, path = "/v1/repositories", tag = "backups",
+#[utoipa::path(get, operation_id = "list_repositories", path = "/v1/repositories", tag = "backups",
     responses((status = 200, description = "their names", body = RepositoriesView), (status = "default", description = "a problem", body = ProblemView, content_type = "application/problem+json")))]
 pub(super) async fn repositories(State(api): State<Arc<Api>>) -> Answer<RepositoriesView> {
     Ok(Json::ok(RepositoriesView { items: api.places.keys().cloned().collect() }))
 }
 
 /// Lists backups, in the order of their identities.
-#[utoipa::path(get, path = "/v1/repositories/{repository}/backups", tag = "backups",
+#[utoipa::path(get, operation_id = "list_backups", path = "/v1/repositories/{repository}/backups", tag = "backups",
     params(("repository" = String, Path, description = "its name"), BackupQuery),
     responses((status = 200, description = "a page", body = PageView<BackupView>), (status = "default", description = "a problem", body = ProblemView, content_type = "application/problem+json")))]
 pub(super) async fn list(
@@ -151,7 +151,7 @@ pub(super) async fn list(
 }
 
 /// Shows a backup.
-#[utoipa::path(get, path = "/v1/repositories/{repository}/backups/{backup}", tag = "backups",
+#[utoipa::path(get, operation_id = "get_backup", path = "/v1/repositories/{repository}/backups/{backup}", tag = "backups",
     params(("repository" = String, Path, description = "its name"), ("backup" = String, Path, description = "first digits of its identity, or a name for the newest")),
     responses((status = 200, description = "the backup", body = BackupView), (status = "default", description = "a problem", body = ProblemView, content_type = "application/problem+json")))]
 pub(super) async fn get(
@@ -168,7 +168,7 @@ pub(super) async fn get(
 }
 
 /// Has a backup made, as a task.
-#[utoipa::path(post, path = "/v1/repositories/{repository}/backups", tag = "backups", request_body = NewBackup,
+#[utoipa::path(post, operation_id = "create_backup", path = "/v1/repositories/{repository}/backups", tag = "backups", request_body = NewBackup,
     params(("repository" = String, Path, description = "its name"), ("Idempotency-Key" = Option<String>, Header, description = "the same key makes one task")),
     responses((status = 202, description = "the task", body = TaskView), (status = "default", description = "a problem", body = ProblemView, content_type = "application/problem+json")))]
 pub(super) async fn create(
@@ -186,7 +186,7 @@ pub(super) async fn create(
 }
 
 /// Has a backup removed, as a task; its space comes back with a collection.
-#[utoipa::path(delete, path = "/v1/repositories/{repository}/backups/{backup}", tag = "backups",
+#[utoipa::path(delete, operation_id = "remove_backup", path = "/v1/repositories/{repository}/backups/{backup}", tag = "backups",
     params(("repository" = String, Path, description = "its name"), ("backup" = String, Path, description = "first digits of its identity, or a name for the newest"), ("Idempotency-Key" = Option<String>, Header, description = "the same key makes one task")),
     responses((status = 202, description = "the task", body = TaskView), (status = "default", description = "a problem", body = ProblemView, content_type = "application/problem+json")))]
 pub(super) async fn remove(
@@ -198,7 +198,7 @@ pub(super) async fn remove(
 }
 
 /// Has a backup checked, as a task; damage is a failure of the task.
-#[utoipa::path(post, path = "/v1/repositories/{repository}/backups/{backup}/verify", tag = "backups", request_body = NewCheck,
+#[utoipa::path(post, operation_id = "verify_backup", path = "/v1/repositories/{repository}/backups/{backup}/verify", tag = "backups", request_body = NewCheck,
     params(("repository" = String, Path, description = "its name"), ("backup" = String, Path, description = "first digits of its identity, or a name for the newest"), ("Idempotency-Key" = Option<String>, Header, description = "the same key makes one task")),
     responses((status = 202, description = "the task", body = TaskView), (status = "default", description = "a problem", body = ProblemView, content_type = "application/problem+json")))]
 pub(super) async fn verify(
@@ -215,7 +215,7 @@ pub(super) async fn verify(
 }
 
 /// Has garbage collected, as a task.
-#[utoipa::path(post, path = "/v1/repositories/{repository}/gc", tag = "backups", request_body = NewCollection,
+#[utoipa::path(post, operation_id = "collect_garbage", path = "/v1/repositories/{repository}/gc", tag = "backups", request_body = NewCollection,
     params(("repository" = String, Path, description = "its name"), ("Idempotency-Key" = Option<String>, Header, description = "the same key makes one task")),
     responses((status = 202, description = "the task", body = TaskView), (status = "default", description = "a problem", body = ProblemView, content_type = "application/problem+json")))]
 pub(super) async fn gc(
@@ -227,7 +227,7 @@ pub(super) async fn gc(
 }
 
 /// Has a volume made from a backup, as a task: it shows when all its data is there.
-#[utoipa::path(post, path = "/v1/repositories/{repository}/restores", tag = "restores", request_body = NewRestore,
+#[utoipa::path(post, operation_id = "create_restore", path = "/v1/repositories/{repository}/restores", tag = "restores", request_body = NewRestore,
     params(("repository" = String, Path, description = "its name"), ("Idempotency-Key" = Option<String>, Header, description = "the same key makes one task")),
     responses((status = 202, description = "the task", body = TaskView), (status = 501, description = "lazy restores do not exist yet", body = ProblemView, content_type = "application/problem+json"), (status = "default", description = "a problem", body = ProblemView, content_type = "application/problem+json")))]
 pub(super) async fn restore(

@@ -52,6 +52,12 @@ mod tests {
         let made = openapi_json();
         let parsed: serde_json::Value = serde_json::from_str(&made).expect("JSON");
         assert!(parsed["openapi"].as_str().is_some_and(|v| v.starts_with("3.1")), "{}", parsed["openapi"]);
+        let methods = parsed["paths"].as_object().expect("paths").values().filter_map(serde_json::Value::as_object).flat_map(|m| m.values());
+        let mut ids: Vec<&str> = methods.map(|m| m["operationId"].as_str().expect("an identity")).collect();
+        let count = ids.len();
+        ids.sort_unstable();
+        ids.dedup();
+        assert_eq!(ids.len(), count, "each operation has its own identity: {ids:?}");
         if std::env::var_os("OGEE_UPDATE_OPENAPI").is_some() {
             std::fs::write(&path, &made).expect("written");
         }

@@ -67,7 +67,7 @@ async fn document() -> Response {
 }
 
 /// Tells whether the instance can work: whether the MDS answers. Needs no token.
-#[utoipa::path(get, path = "/healthz", tag = "service", security(()),
+#[utoipa::path(get, operation_id = "health", path = "/healthz", tag = "service", security(()),
     responses((status = 200, description = "the MDS answers", body = HealthView), (status = 503, description = "it does not", body = ProblemView, content_type = "application/problem+json")))]
 pub(super) async fn health(State(api): State<Arc<Api>>) -> Answer<HealthView> {
     let last = *api.health.lock().unwrap_or_else(PoisonError::into_inner);

@@ -43,7 +43,7 @@ pub(super) struct NewSchedule {
 }
 
 /// Has a volume backed up every so often, or changes that.
-#[utoipa::path(put, path = "/v1/schedules/{volume}", tag = "schedules", request_body = NewSchedule,
+#[utoipa::path(put, operation_id = "put_schedule", path = "/v1/schedules/{volume}", tag = "schedules", request_body = NewSchedule,
     params(("volume" = String, Path, description = "the volume's path, its slashes as %2F")),
     responses((status = 200, description = "as it is now", body = ScheduleView), (status = "default", description = "a problem", body = ProblemView, content_type = "application/problem+json")))]
 pub(super) async fn put(
@@ -75,7 +75,7 @@ pub(super) async fn put(
 }
 
 /// Lists schedules, in the order of the volumes' paths.
-#[utoipa::path(get, path = "/v1/schedules", tag = "schedules", params(PageQuery),
+#[utoipa::path(get, operation_id = "list_schedules", path = "/v1/schedules", tag = "schedules", params(PageQuery),
     responses((status = 200, description = "a page", body = PageView<ScheduleView>), (status = "default", description = "a problem", body = ProblemView, content_type = "application/problem+json")))]
 pub(super) async fn list(State(api): State<Arc<Api>>, Filter(page): Filter<PageQuery>) -> Answer<PageView<ScheduleView>> {
     let (limit, last) = (page_limit(page.limit)?, after(LIST, page.cursor.as_deref())?);
@@ -89,7 +89,7 @@ pub(super) async fn list(State(api): State<Arc<Api>>, Filter(page): Filter<PageQ
 }
 
 /// Ends a schedule; backups and tasks stay.
-#[utoipa::path(delete, path = "/v1/schedules/{volume}", tag = "schedules",
+#[utoipa::path(delete, operation_id = "delete_schedule", path = "/v1/schedules/{volume}", tag = "schedules",
     params(("volume" = String, Path, description = "the volume's path, its slashes as %2F")),
     responses((status = 204, description = "ended"), (status = "default", description = "a problem", body = ProblemView, content_type = "application/problem+json")))]
 pub(super) async fn delete(State(api): State<Arc<Api>>, Parted(volume): Parted<String>) -> Result<StatusCode, Problem> {

@@ -67,7 +67,7 @@ fn task_id(text: &str) -> Result<u64, Problem> {
 }
 
 /// Lists tasks, oldest first; those that ended long ago are forgotten.
-#[utoipa::path(get, path = "/v1/tasks", tag = "tasks", params(TaskQuery),
+#[utoipa::path(get, operation_id = "list_tasks", path = "/v1/tasks", tag = "tasks", params(TaskQuery),
     responses((status = 200, description = "a page", body = PageView<TaskView>), (status = "default", description = "a problem", body = ProblemView, content_type = "application/problem+json")))]
 pub(super) async fn list(State(api): State<Arc<Api>>, Filter(query): Filter<TaskQuery>) -> Answer<PageView<TaskView>> {
     query.check()?;
@@ -92,7 +92,7 @@ pub(super) async fn list(State(api): State<Arc<Api>>, Filter(query): Filter<Task
 }
 
 /// Shows a task: how far it is, what came of it.
-#[utoipa::path(get, path = "/v1/tasks/{task}", tag = "tasks", params(("task" = u64, Path, description = "its number")),
+#[utoipa::path(get, operation_id = "get_task", path = "/v1/tasks/{task}", tag = "tasks", params(("task" = u64, Path, description = "its number")),
     responses((status = 200, description = "the task", body = TaskView), (status = "default", description = "a problem", body = ProblemView, content_type = "application/problem+json")))]
 pub(super) async fn get(State(api): State<Arc<Api>>, Parted(task): Parted<String>) -> Answer<TaskView> {
     let found = api.mds().stat_service_task(m::ServiceTaskRequest { id: task_id(&task)? }).await;
@@ -100,7 +100,7 @@ pub(super) async fn get(State(api): State<Arc<Api>>, Parted(task): Parted<String
 }
 
 /// Has a task given up; what it began is undone. One that has ended stays as it is.
-#[utoipa::path(post, path = "/v1/tasks/{task}/cancel", tag = "tasks", params(("task" = u64, Path, description = "its number")),
+#[utoipa::path(post, operation_id = "cancel_task", path = "/v1/tasks/{task}/cancel", tag = "tasks", params(("task" = u64, Path, description = "its number")),
     responses((status = 202, description = "it is being cancelled, or has ended: its state tells", body = TaskView), (status = "default", description = "a problem", body = ProblemView, content_type = "application/problem+json")))]
 pub(super) async fn cancel(State(api): State<Arc<Api>>, Parted(task): Parted<String>) -> Answer<TaskView> {
     let done = api.mds().cancel_service_task(m::ServiceTaskRequest { id: task_id(&task)? }).await;

@@ -112,7 +112,7 @@ pub(super) async fn delete_snapshot(
 }
 
 /// Shows a volume, with the progress of its flatten.
-#[utoipa::path(get, path = "/v1/volumes/{volume}", tag = "clones",
+#[utoipa::path(get, operation_id = "get_volume", path = "/v1/volumes/{volume}", tag = "clones",
     params(("volume" = String, Path, description = "the volume's path, its slashes as %2F")),
     responses((status = 200, description = "the volume", body = VolumeView), (status = "default", description = "a problem", body = ProblemView, content_type = "application/problem+json")))]
 pub(super) async fn volume(State(api): State<Arc<Api>>, Parted(volume): Parted<String>) -> Answer<VolumeView> {
@@ -139,7 +139,7 @@ pub(super) async fn create_clone(State(api): State<Arc<Api>>, Body(new): Body<Ne
 }
 
 /// Rolls a volume back to one of its snapshots.
-#[utoipa::path(post, path = "/v1/volumes/{volume}/rollback", tag = "clones",
+#[utoipa::path(post, operation_id = "rollback_volume", path = "/v1/volumes/{volume}/rollback", tag = "clones",
     params(("volume" = String, Path, description = "the volume's path, its slashes as %2F")), request_body = NewRollback,
     responses((status = 200, description = "rolled back", body = VolumeView), (status = "default", description = "a problem", body = ProblemView, content_type = "application/problem+json")))]
 pub(super) async fn rollback(
@@ -153,7 +153,7 @@ pub(super) async fn rollback(
 }
 
 /// Has a volume copy what it reads from others, in the background; GET of the volume tells how far it is.
-#[utoipa::path(post, path = "/v1/volumes/{volume}/flatten", tag = "clones",
+#[utoipa::path(post, operation_id = "flatten_volume", path = "/v1/volumes/{volume}/flatten", tag = "clones",
     params(("volume" = String, Path, description = "the volume's path, its slashes as %2F")),
     responses((status = 202, description = "under way or done", body = VolumeView), (status = "default", description = "a problem", body = ProblemView, content_type = "application/problem+json")))]
 pub(super) async fn flatten(State(api): State<Arc<Api>>, Parted(volume): Parted<String>) -> Answer<VolumeView> {
@@ -161,7 +161,7 @@ pub(super) async fn flatten(State(api): State<Arc<Api>>, Parted(volume): Parted<
 }
 
 /// Stops a flatten; what it copied stays.
-#[utoipa::path(delete, path = "/v1/volumes/{volume}/flatten", tag = "clones",
+#[utoipa::path(delete, operation_id = "stop_flatten", path = "/v1/volumes/{volume}/flatten", tag = "clones",
     params(("volume" = String, Path, description = "the volume's path, its slashes as %2F")),
     responses((status = 202, description = "stopped, or none was under way", body = VolumeView), (status = "default", description = "a problem", body = ProblemView, content_type = "application/problem+json")))]
 pub(super) async fn stop_flatten(State(api): State<Arc<Api>>, Parted(volume): Parted<String>) -> Answer<VolumeView> {
