@@ -26,7 +26,7 @@ struct Api {
 impl Api {
     fn send(&self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
         let bearer = format!("Bearer {}", self.token);
-        http(self.addr, method, target, &[headers, &[("Authorization", &bearer)]].concat(), body)
+        http(self.addr, method, target, &[headers, &[("Authorization", bearer.as_str())]].concat(), body)
     }
 
     fn get(&self, target: &str) -> Value {
