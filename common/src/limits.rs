@@ -399,6 +399,29 @@ pub const SERVICE_TASK_RETRY_PAUSE: Duration = Duration::from_secs(3);
 /// Tasks that one snapclone does at once, at most: each has 16 blocks in memory.
 pub const SNAPCLONE_TASKS_MAX: usize = 64;
 
+/// Bytes of the body of a request to snapclone's API: a few names and numbers as JSON.
+pub const API_BODY_BYTES_MAX: usize = 64 << 10;
+/// Bytes of the head of a request to snapclone's API: a path of `PATH_BYTES_MAX` bytes, percent-encoded, and a token.
+pub const API_HEAD_BYTES_MAX: usize = 32 << 10;
+/// Connections that one listener of snapclone's API serves at once; more wait in the kernel's queue.
+pub const API_CONNECTIONS_MAX: usize = 256;
+/// A client of the API has sent the head of its request by then.
+pub const API_HEAD_TIMEOUT: Duration = Duration::from_secs(15);
+/// A request to the API is answered by then. Longer than a call of the MDS with all its attempts.
+pub const API_REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+/// Requests that are under way when a snapclone ends are waited for this long.
+pub const API_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Entries of one page of the API.
+pub const API_PAGE_MAX: usize = 256;
+/// Entries of one page of the API unless asked otherwise.
+pub const API_PAGE_DEFAULT: usize = 64;
+/// Tokens that a tokens file of the API may have.
+pub const API_TOKENS_MAX: usize = 256;
+/// Volumes whose paths an instance remembers for Curve's identities.
+pub const CURVE_PATHS_MAX: usize = 4096;
+
+const _: () = assert!(API_REQUEST_TIMEOUT.as_millis() > MDS_CALL_TIMEOUT.as_millis());
+const _: () = assert!(API_PAGE_DEFAULT <= API_PAGE_MAX && API_PAGE_MAX <= SERVICE_TASKS_LISTED_MAX);
 const _: () = assert!(SERVICE_TASK_RENEW.as_millis() * 3 <= SERVICE_TASK_GIVE_UP.as_millis());
 const _: () = assert!(SERVICE_TASK_GIVE_UP.as_millis() < SERVICE_TASK_LEASE.as_millis());
 const _: () = assert!(SERVICE_TASKS_LISTED_MAX * (3 * SERVICE_TASK_TEXT_BYTES_MAX + 1024) < 4 << 20);

@@ -12,8 +12,10 @@
 //! instance holds nothing that a new one would need. Work runs on one thread; renewals on others, so that work never holds them up.
 
 use super::config::SnapcloneConfig;
+use super::doors::{DoorError, Doors};
 use super::failure::{Failure, chain};
 use super::lease::{Lease, Standing};
+use super::metrics::ServiceFigures;
 use super::task::{KINDS, Note, Work};
 use super::{backup, restore, upkeep};
 use crate::place::Place;
@@ -46,16 +48,33 @@ pub enum ServiceError {
     /// It cannot be a client of the cluster.
     #[error("connect to the cluster")]
     Connect(#[from] MdsCallError),
+    /// What it is to listen on cannot be had.
+    #[error("listen")]
+    Listen(#[from] DoorError),
 }
 
-/// Does tasks until `shutdown`; then gives back what is under way.
+/// Does tasks and serves the APIs until `shutdown`; then gives back what is under way, and ends the requests that are.
 ///
 /// # Errors
 /// [`ServiceError`]. An MDS or a repository that does not answer is none: it is waited for.
 pub async fn run(config: SnapcloneConfig, shutdown: impl Future<Output = ()>) -> Result<(), ServiceError> {
-    let (limit, daemon) = (config.tasks, Rc::new(Daemon::new(config)?));
+    let doors = Doors::open(&config)?;
+    let (limit, metrics) = (config.tasks, config.metrics);
+    let daemon = Rc::new(Daemon::new(config)?);
+    let _metrics = metrics.and_then(|addr| daemon.figures.serve(addr));
+    let stop = watch::Sender::new(false);
+    let mut serving = doors.serve((daemon.cluster.mds(), &daemon.places), &daemon.figures, &stop);
     tracing::info!(target: "controlpath", owner = daemon.owner, repositories = daemon.places.len(), "snapclone serves");
+    let shutdown = async {
+        shutdown.await;
+        stop.send_replace(true);
+    };
     LocalSet::new().run_until(daemon.serve(limit, shutdown)).await;
+    while let Some(ended) = serving.join_next().await {
+        if let Err(error) = ended {
+            tracing::error!(target: "controlpath", %error, "an API ended by a bug");
+        }
+    }
     Ok(())
 }
 
@@ -65,6 +84,7 @@ pub(super) struct Daemon {
     cluster: Cluster,
     places: BTreeMap<String, Place>,
     owner: u64,
+    figures: Arc<ServiceFigures>,
 }
 
 impl Daemon {
@@ -78,7 +98,7 @@ impl Daemon {
             ..ClusterConfig::default()
         })?;
         let places = config.repositories.into_iter().map(|r| (r.name, r.place)).collect();
-        Ok(Self { cluster, places, owner: rng::nonzero_u64() })
+        Ok(Self { cluster, places, owner: rng::nonzero_u64(), figures: Arc::default() })
     }
 
     async fn serve(self: Rc<Self>, limit: usize, shutdown: impl Future<Output = ()>) {
@@ -136,13 +156,16 @@ impl Daemon {
             Err(error) => {
                 let lease = Lease::new(mds, &task, Note::default(), asked);
                 said(&lease, "failed", lease.end("failed", bounded(chain(&error))).await);
+                self.figures.ended("other", "failed");
                 return;
             }
         };
         let lease = Arc::new(Lease::new(mds, &task, note, asked));
         let kept = lease.clone();
         let keeper = AbortOnDrop(tokio::spawn(async move { kept.keep().await }));
-        let job = Job { cluster: &self.cluster, place: self.places.get(&task.repository), lease: &lease, work: &work };
+        let _running = self.figures.begin(work.kind());
+        let place = self.places.get(&task.repository);
+        let job = Job { cluster: &self.cluster, place, lease: &lease, work: &work, figures: &self.figures };
         let outcome = Box::pin(job.outcome(stop)).await;
         tokio::select! {
             () = lease.until(Standing::Lost) => tracing::warn!(target: "controlpath", task = task.id, "task lost"),
@@ -202,6 +225,7 @@ pub(super) struct Job<'a> {
     place: Option<&'a Place>,
     pub(super) lease: &'a Lease,
     work: &'a Work,
+    figures: &'a ServiceFigures,
 }
 
 impl Job<'_> {
@@ -294,7 +318,9 @@ impl Job<'_> {
         }
     }
 
-    async fn end(&self, end: &str, result: String) {
-        said(self.lease, end, self.lease.end(end, bounded(result)).await);
+    async fn end(&self, end: &'static str, result: String) {
+        let ended = self.lease.end(end, bounded(result)).await;
+        self.figures.ended(self.work.kind(), if ended.is_ok() { end } else { "lost" });
+        said(self.lease, end, ended);
     }
 }

@@ -9,6 +9,9 @@
 //! | `failure.rs` | why work ended: the task is lost, it failed for a while, it failed |
 //! | `backup.rs`, `restore.rs`, `upkeep.rs` | the work itself, and undoing it |
 //! | `retention.rs` | which backups of a schedule stay |
+//! | `doors.rs`, `listen.rs` | what an instance listens on; serving HTTP there |
+//! | `api/`, `curve/` | the REST API; Curve's API |
+//! | `metrics.rs` | figures |
 //!
 //! Invariants: an owner that lost its task stops at once, and asks the MDS whether it still owns it before each step that others see; what a step
 //! makes has a name that follows from the task, or is noted in the MDS first, so that the next owner finds it, goes on with it or undoes
@@ -16,18 +19,26 @@
 //! whoever does them. Absent: when scheduled
 //! tasks are due (the MDS's), lazy restore.
 
+mod api;
 mod backup;
 mod config;
+mod curve;
 mod daemon;
+mod doors;
 mod failure;
 mod lease;
+mod listen;
+mod metrics;
 mod restore;
 mod retention;
 mod task;
 mod upkeep;
 
-pub use config::{ConfigError, ConfigProblem, RepositoryConfig, SnapcloneConfig};
+pub use api::{TokensError, openapi_json};
+pub use config::{ApiConfig, ConfigError, ConfigProblem, CurveConfig, RepositoryConfig, SnapcloneConfig};
 pub use daemon::{ServiceError, run};
+pub use doors::DoorError;
+pub use listen::{ListenAddr, ListenError};
 pub use retention::Keep;
 pub use task::{BackupTask, GcTask, KINDS, OneTask, RestoreTask, TaskError, VerifyTask, Work};
 
