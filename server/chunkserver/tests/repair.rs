@@ -293,7 +293,12 @@ fn repairs_race_with_entries_and_checkpoints() {
         assert!(mending_read(&own, &others, 1, 0, 4 * 4096).await.expect("mended") == expected);
         own.parts().machine.checkpoint().await.expect("checkpoint");
         own.kill().await;
-        assert!(own.read_at(1, 0, 4 * 4096).await.expect("durably") == expected);
+        // What was repaired while a checkpoint was under way may be found damaged once more (`store/checkpoint.rs`), never wrong.
+        match own.read_at(1, 0, 4 * 4096).await {
+            Ok(read) => assert!(read == expected),
+            Err(error) => assert!(matches!(error, ReadError::Corrupt { .. }), "{error:?}"),
+        }
         assert!(repaired(&mut own) == 0, "a fresh process");
+        assert!(mending_read(&own, &others, 1, 0, 4 * 4096).await.expect("mended once more") == expected);
     });
 }
