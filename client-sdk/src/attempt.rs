@@ -281,12 +281,12 @@ impl<'a> DataPath<'a> {
         let none = SmallVec::new();
         let chain = || if self.at.is_read_only() { self.at.chain.clone() } else { Vec::new() };
         match &request.action {
-            Action::Read => (Opcode::Read, ReadHead { at, chain: chain() }.encode(), none),
+            Action::Read => (Opcode::Read, ReadHead { at, tells_missing: false, chain: chain() }.encode(), none),
             Action::PageMap(since) => {
                 let since = since.map(|moment| Ancestor { layer: moment.layer, seq: moment.seq });
                 (Opcode::PageMap, PageMapHead { at, since, chain: chain() }.encode(), none)
             }
-            Action::Zero => (Opcode::Zero, ZeroHead { at }.encode(), none),
+            Action::Zero => (Opcode::Zero, ZeroHead { at, masks: false }.encode(), none),
             Action::Write { data, crcs } => {
                 let head = WriteHead { at, crcs: crcs.clone() };
                 (Opcode::Write, head.encode(), smallvec::smallvec![data.clone()])
