@@ -111,6 +111,7 @@ impl Volume {
             resume: mode == OpenMode::Resume,
             client: cluster.0.client,
             description: cluster.0.config.description.clone(),
+            reads_backups: false,
         };
         let attach = cluster.mds().attach_volume(request);
         let grant = attach.await.map_err(|source| OpenError::Attach { volume: name.clone(), source })?;
