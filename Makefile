@@ -72,7 +72,7 @@ test-process: build ## real processes killed with kill -9 and stopped (OGEE_CRAS
 
 test-vm: build ## real QEMU guests
 	cargo test $(CARGO_FLAGS) --test harness_selftest --test boot_and_survive --test clone_isolation \
-	  --test rollback --test chunkserver_killed --test clear_errors --test full_disk --test vhost_killed --test resize --test libvirt --test migrate --test mapped_device -- --test-threads 1
+	  --test rollback --test chunkserver_killed --test clear_errors --test full_disk --test vhost_killed --test resize --test libvirt --test migrate --test mapped_device --test lazy_restore -- --test-threads 1
 
 test-postgres: build ## PostgreSQL on a mounted volume through kill -9 (root; apt-get install postgresql), no part of `make test`
 	$(AS_ROOT) cargo test $(CARGO_FLAGS) --test postgres -- --nocapture

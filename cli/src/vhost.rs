@@ -18,10 +18,11 @@ use crate::take_over::{self, is_handed_over};
 use crate::volume_metrics;
 use clap::Args;
 use ogee_client::{BlockDevice, DeviceInfo, IncomingEnd, IncomingVolume, OpenMode, Volume};
-use ogee_common::limits::PAGE_BYTES;
+use ogee_common::limits::{BOOT_PROFILE_RECORD_BYTES, PAGE_BYTES};
 use ogee_common::name::VolumeRef;
 use ogee_common::size::{ByteLen, parse_bytes};
 use ogee_metrics::MetricsServer;
+use ogee_snapclone::BootProfile;
 use ogee_vhost_blk::{
     HandOverTerms, LIBVIRT_MEMORY_BACKING, LibvirtDisk, QUEUE_SIZE_DEFAULT, QemuOptions, QemuReconnect, ServeEnd, ServeError,
     StopHandle, VhostBlkConfig, VhostBlkServer, qemu_args,
@@ -75,6 +76,9 @@ pub(crate) struct VhostBlkArgs {
     /// Fail an IO that takes longer, in seconds; by default the guest waits for ever
     #[arg(long, value_name = "SECONDS")]
     io_timeout: Option<u64>,
+    /// Write here, when it ends, which pages were read first: for ogee backup profile record
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["null", "incoming"])]
+    record_profile: Option<PathBuf>,
     /// Answer GET /metrics here, for Prometheus: what the volume did; by default nowhere
     #[arg(long, value_name = "ADDR", conflicts_with = "null")]
     metrics: Option<SocketAddr>,
@@ -231,6 +235,9 @@ async fn serve(context: &Context, args: VhostBlkArgs) -> Result<(), CliError> {
             return Err(error);
         }
     };
+    if args.record_profile.is_some() {
+        volume.record(BOOT_PROFILE_RECORD_BYTES);
+    }
     // Served until the front ends are gone.
     let served = match args.metrics.map(|addr| volume_metrics::serve(addr, &volume)).transpose() {
         Ok(metrics) => {
@@ -263,6 +270,11 @@ pub(crate) async fn end_volume(
         claim.given_back();
     }
     served?;
+    if let Some(path) = &args.record_profile {
+        let profile = BootProfile::new(&volume.recorded()).json();
+        let doing = || format!("write {}", path.display());
+        std::fs::write(path, profile).map_err(|e| CliError::caused(ErrorKind::Failure, doing(), e))?;
+    }
     closed
 }
 

@@ -368,6 +368,32 @@ pub const S3_ATTEMPTS: u32 = 6;
 const _: () = assert!(BACKUP_BLOCK_BYTES_MAX <= REQUEST_BYTES_MAX);
 const _: () = assert!(BACKUP_LEAF_BLOCKS * 40 <= BACKUP_BLOCK_BYTES_MIN as usize);
 
+/// Content of backups that an open volume which stands on one keeps in memory: what a boot reads again within seconds.
+pub const LAZY_CACHE_BYTES: usize = 64 << 20;
+/// Blocks that wait to be pasted by an open volume; more are left to the hydrator.
+pub const LAZY_OFFERS_MAX: usize = 256;
+/// Blocks of which an open volume knows that it has offered them; then it forgets them all, and may paste some twice.
+pub const LAZY_OFFERS_REMEMBERED: usize = 65_536;
+/// Blocks that an open volume pastes at once, beside the IO of its guest.
+pub const LAZY_PASTES_PARALLEL: usize = 4;
+/// A block that was offered must be pasted within this time.
+pub const LAZY_PASTE_TIMEOUT: Duration = Duration::from_secs(30);
+/// First pause before a backup that was not read is asked again, while IO waits.
+pub const LAZY_RETRY_MIN: Duration = Duration::from_millis(100);
+/// Longest such pause: a repository that is back is noticed within it.
+pub const LAZY_RETRY_MAX: Duration = Duration::from_secs(3);
+/// Bytes of a boot profile: text of 65,536 runs of pages.
+pub const BACKUP_PROFILE_BYTES_MAX: usize = 2 << 20;
+/// Pages that are recorded for a boot profile: 256 MiB, more than an image needs to its prompt.
+pub const BOOT_PROFILE_RECORD_BYTES: u64 = 256 << 20;
+/// Blocks that a hydrator reads and pastes at once.
+pub const HYDRATE_BLOCKS_PARALLEL: usize = 8;
+/// Leaves of a backup that an open volume keeps in memory: 40 KiB each, for 256 MiB of blocks of 256 KiB.
+pub const LAZY_LEAVES_MAX: usize = 256;
+
+const _: () = assert!(LAZY_CACHE_BYTES >= 16 * BACKUP_BLOCK_BYTES_MAX as usize);
+const _: () = assert!(BACKUP_BLOCK_BYTES_MAX <= PAGES_PER_ROW * PAGE_BYTES);
+
 /// Service tasks that have not ended; more are refused. A taker looks at all of them.
 pub const SERVICE_TASKS_OPEN_MAX: usize = 1024;
 /// Service tasks that have ended and are still shown, and whose keys are still known; the oldest are forgotten.

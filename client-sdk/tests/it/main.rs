@@ -6,6 +6,7 @@ mod extents;
 mod hold;
 mod incoming;
 mod io_errors;
+mod lazy;
 mod limits;
 mod mds;
 mod order;

@@ -15,6 +15,7 @@ use super::failure::Failure;
 use super::retention::Keep;
 use super::step;
 use super::task::BackupTask;
+use super::upkeep::stands_on;
 use crate::error::{RepoErrorKind, TransferError};
 use crate::export::{Source, export_guarded};
 use crate::index::Index;
@@ -150,6 +151,11 @@ async fn retain(job: &Job<'_>, task: &BackupTask, (repo, made): (&Repository, &I
     let times: Vec<u64> = scheduled.iter().map(|i| i.snapshot_unix_ms).collect();
     for (index, stays) in scheduled.iter().zip(keep.stays(&times)) {
         if stays {
+            continue;
+        }
+        // It goes with a later one's retention.
+        if let Some(what) = stands_on(job, index.backup_id()).await? {
+            tracing::warn!(target: "controlpath", task = job.lease.task(), backup = index.id, what, "a scheduled backup stays: something stands on it");
             continue;
         }
         job.lease.check().await?;

@@ -24,6 +24,7 @@ const TASKS_DEFAULT: usize = 4;
 #[serde(deny_unknown_fields)]
 pub struct SnapcloneConfig {
     /// Addresses of the MDS nodes, `host:port`.
+    #[serde(default)]
     pub mds: Vec<String>,
     /// Tasks that are done at once. Default: 4.
     #[serde(default = "default_tasks")]
@@ -173,6 +174,17 @@ impl SnapcloneConfig {
         Ok(config)
     }
 
+    /// Reads the repositories of a file, for who needs only those; its other keys may be absent.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with everything that is wrong with the repositories.
+    pub fn load_repositories(path: &Path) -> Result<Vec<RepositoryConfig>, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|e| ConfigError::Read(e.kind()))?;
+        let config: Self = toml::from_str(&text).map_err(|e| ConfigError::Syntax(Box::new(e)))?;
+        let problems = config.repository_problems();
+        if problems.is_empty() { Ok(config.repositories) } else { Err(ConfigError::Invalid(problems)) }
+    }
+
     /// Checks everything and reports every problem.
     ///
     /// # Errors
@@ -187,6 +199,16 @@ impl SnapcloneConfig {
         if self.tasks == 0 || self.tasks > SNAPCLONE_TASKS_MAX {
             problems.push(ConfigProblem::Tasks(self.tasks));
         }
+        problems.extend(self.repository_problems());
+        if let Some(tls) = self.tls.as_ref().filter(|tls| !tls.dir.is_absolute()) {
+            problems.push(ConfigProblem::RelativeTlsDir(tls.dir.clone()));
+        }
+        self.check_listeners(&mut problems);
+        if problems.is_empty() { Ok(()) } else { Err(ConfigError::Invalid(problems)) }
+    }
+
+    fn repository_problems(&self) -> Vec<ConfigProblem> {
+        let mut problems = vec![];
         if self.repositories.is_empty() || self.repositories.len() > SERVICE_TASK_CHOICES_MAX {
             problems.push(ConfigProblem::Repositories(self.repositories.len()));
         }
@@ -203,11 +225,7 @@ impl SnapcloneConfig {
                 problems.push(ConfigProblem::Place(name, e));
             }
         }
-        if let Some(tls) = self.tls.as_ref().filter(|tls| !tls.dir.is_absolute()) {
-            problems.push(ConfigProblem::RelativeTlsDir(tls.dir.clone()));
-        }
-        self.check_listeners(&mut problems);
-        if problems.is_empty() { Ok(()) } else { Err(ConfigError::Invalid(problems)) }
+        problems
     }
 
     fn check_listeners(&self, problems: &mut Vec<ConfigProblem>) {

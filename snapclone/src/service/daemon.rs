@@ -17,7 +17,8 @@ use super::failure::{Failure, chain};
 use super::lease::{Lease, Standing};
 use super::metrics::ServiceFigures;
 use super::task::{KINDS, Note, Work};
-use super::{backup, restore, upkeep};
+use super::{backup, hydrate, restore, upkeep};
+use crate::lazy::Repositories;
 use crate::place::Place;
 use crate::repository::Repository;
 use ogee_client::{Cluster, ClusterConfig, MdsCallError};
@@ -89,15 +90,17 @@ pub(super) struct Daemon {
 
 impl Daemon {
     fn new(config: SnapcloneConfig) -> Result<Self, ServiceError> {
+        let places: BTreeMap<String, Place> = config.repositories.into_iter().map(|r| (r.name, r.place)).collect();
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let cluster = Cluster::connect_lazy(ClusterConfig {
             mds: config.mds,
             network: Network::new(config.tls.as_ref())?,
             description: format!("{} snapclone {}", host.trim(), std::process::id()),
             io_timeout: Some(IO_TIMEOUT),
+            // A volume that stands on a backup is backed up, too.
+            backups: Some(Arc::new(Repositories::new(places.clone()))),
             ..ClusterConfig::default()
         })?;
-        let places = config.repositories.into_iter().map(|r| (r.name, r.place)).collect();
         Ok(Self { cluster, places, owner: rng::nonzero_u64(), figures: Arc::default() })
     }
 
@@ -164,8 +167,14 @@ impl Daemon {
         let kept = lease.clone();
         let keeper = AbortOnDrop(tokio::spawn(async move { kept.keep().await }));
         let _running = self.figures.begin(work.kind());
-        let place = self.places.get(&task.repository);
-        let job = Job { cluster: &self.cluster, place, lease: &lease, work: &work, figures: &self.figures };
+        let job = Job {
+            cluster: &self.cluster,
+            repository: &task.repository,
+            places: &self.places,
+            lease: &lease,
+            work: &work,
+            figures: &self.figures,
+        };
         let outcome = Box::pin(job.outcome(stop)).await;
         tokio::select! {
             () = lease.until(Standing::Lost) => tracing::warn!(target: "controlpath", task = task.id, "task lost"),
@@ -222,7 +231,8 @@ enum Outcome {
 /// A task under way.
 pub(super) struct Job<'a> {
     pub(super) cluster: &'a Cluster,
-    place: Option<&'a Place>,
+    repository: &'a str,
+    places: &'a BTreeMap<String, Place>,
     pub(super) lease: &'a Lease,
     work: &'a Work,
     figures: &'a ServiceFigures,
@@ -231,10 +241,15 @@ pub(super) struct Job<'a> {
 impl Job<'_> {
     /// The task's repository; with `make` it is made if there is none.
     pub(super) async fn open(&self, make: bool) -> Result<Repository, Failure> {
-        match self.place {
-            Some(place) => Ok(place.open(make).await?),
-            None => Err(Failure::Final("this snapclone does not know the repository".to_owned())),
-        }
+        Ok(self.place_of(self.repository)?.open(make).await?)
+    }
+
+    /// Where a repository is.
+    ///
+    /// # Errors
+    /// This instance does not know it.
+    pub(super) fn place_of(&self, repository: &str) -> Result<&Place, Failure> {
+        self.places.get(repository).ok_or_else(|| Failure::Final(format!("this snapclone does not know repository {repository:?}")))
     }
 
     async fn outcome(&self, mut stop: watch::Receiver<bool>) -> Outcome {
@@ -271,6 +286,7 @@ impl Job<'_> {
         match self.work {
             Work::Backup(task) => Box::pin(backup::make(self, task)).await,
             Work::Restore(task) => Box::pin(restore::make(self, task)).await,
+            Work::Hydrate(task) => Box::pin(hydrate::make(self, task)).await,
             Work::Remove(task) => upkeep::remove(self, task).await,
             Work::Verify(task) => upkeep::check(self, task).await,
             Work::Gc(task) => upkeep::gc(self, task).await,
@@ -282,8 +298,8 @@ impl Job<'_> {
         match self.work {
             Work::Backup(task) => backup::undo(self, task, is_cancelled).await,
             Work::Restore(task) => restore::undo(self, task).await,
-            // A removal is one step, the others leave nothing.
-            Work::Remove(_) | Work::Verify(_) | Work::Gc(_) => Ok(None),
+            // A removal is one step, what was pasted is good, the others leave nothing.
+            Work::Hydrate(_) | Work::Remove(_) | Work::Verify(_) | Work::Gc(_) => Ok(None),
         }
     }
 
