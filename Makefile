@@ -40,13 +40,15 @@ install: dist ## put it into $(PREFIX)/bin
 # DISTRO says which group QEMU runs in: docs/libvirt.md.
 DISTRO ?= debian
 SYSTEM := $(DESTDIR)/usr/lib
-install-units: ## put the systemd unit of vhost-blk, its user and its folder of sockets in place (DISTRO=debian or fedora)
+install-units: ## put the systemd units of vhost-blk, their user and its folder of sockets in place (DISTRO=debian or fedora)
 	@test -f packaging/sysusers.d/ogee-$(DISTRO).conf || { echo "install-units: DISTRO is debian or fedora" >&2; exit 2; }
 	install -d "$(SYSTEM)/systemd/system"
 	sed 's#/usr/local/bin/#$(PREFIX)/bin/#' packaging/systemd/ogee-vhost-blk@.service >"$(SYSTEM)/systemd/system/ogee-vhost-blk@.service"
+	sed 's#/usr/local/bin/#$(PREFIX)/bin/#' packaging/systemd/ogee-vhost-blk.service >"$(SYSTEM)/systemd/system/ogee-vhost-blk.service"
 	install -D -m 644 packaging/sysusers.d/ogee-$(DISTRO).conf "$(SYSTEM)/sysusers.d/ogee.conf"
 	install -D -m 644 packaging/tmpfiles.d/ogee.conf "$(SYSTEM)/tmpfiles.d/ogee.conf"
 	$(if $(filter fedora,$(DISTRO)),install -D -m 644 packaging/systemd/ogee-vhost-blk@.service.d/fedora.conf "$(SYSTEM)/systemd/system/ogee-vhost-blk@.service.d/fedora.conf")
+	$(if $(filter fedora,$(DISTRO)),install -D -m 644 packaging/systemd/ogee-vhost-blk.service.d/fedora.conf "$(SYSTEM)/systemd/system/ogee-vhost-blk.service.d/fedora.conf")
 
 demo: rocksdb ## boot a VM from a lazy clone on an embedded cluster, snapshot, damage, roll back, kill a chunkserver
 	cargo build $(CARGO_FLAGS) --bins --examples
@@ -65,12 +67,12 @@ HOST_TRIPLE := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p' | tr a-z- A
 AS_ROOT := $(if $(filter-out 0,$(shell id -u)),CARGO_TARGET_$(HOST_TRIPLE)_RUNNER="sudo -E")
 # Tests of real processes and guests share two cores with what they test: one at a time.
 test-process: build ## real processes killed with kill -9 and stopped (OGEE_CRASH_ROUNDS=30)
-	cargo test $(CARGO_FLAGS) --test crash --test stall --test rot --test mds_killed --test clone_cost --test group_cut --test rollback_fence --test nbd_clients --test lost_disk --test flatten --test byte_flips --test meta_flipped --test failed_disk --test nbd_map --test fuzz_smoke --test qos -- --nocapture --test-threads 1
+	cargo test $(CARGO_FLAGS) --test crash --test stall --test rot --test mds_killed --test clone_cost --test group_cut --test rollback_fence --test nbd_clients --test lost_disk --test flatten --test byte_flips --test meta_flipped --test failed_disk --test nbd_map --test fuzz_smoke --test qos --test vhost_many -- --nocapture --test-threads 1
 	$(AS_ROOT) cargo test $(CARGO_FLAGS) --test nbd_tls --test bare_host --test torture -- --nocapture --test-threads 1
 
 test-vm: build ## real QEMU guests
 	cargo test $(CARGO_FLAGS) --test harness_selftest --test boot_and_survive --test clone_isolation \
-	  --test rollback --test chunkserver_killed --test clear_errors --test full_disk --test vhost_killed --test resize --test libvirt --test migrate --test mapped_device -- --test-threads 1
+	  --test rollback --test chunkserver_killed --test clear_errors --test full_disk --test vhost_killed --test resize --test libvirt --test migrate --test mapped_device --test lazy_restore -- --test-threads 1
 
 test-postgres: build ## PostgreSQL on a mounted volume through kill -9 (root; apt-get install postgresql), no part of `make test`
 	$(AS_ROOT) cargo test $(CARGO_FLAGS) --test postgres -- --nocapture

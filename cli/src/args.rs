@@ -17,7 +17,7 @@ use crate::verify::VerifyCommand;
 use crate::snapshot::{CloneArgs, RollbackArgs, SnapshotCommand};
 use crate::task::TaskCommand;
 use crate::tls::TlsCommand;
-use crate::vhost::VhostBlkArgs;
+use crate::vhost_many::{self, VhostArgs};
 use crate::volume::VolumeCommand;
 use clap::error::ErrorKind as ClapKind;
 use clap::{Parser, Subcommand};
@@ -107,11 +107,9 @@ pub(crate) enum Command {
     /// Backups and restores that snapclone does in the background: list, show, watch, cancel
     #[command(subcommand)]
     Task(TaskCommand),
-    /// Serve a volume to a virtual machine (QEMU, libvirt) over a vhost-user socket, in the foreground
-    #[command(after_help = "Examples:\n  ogee vhost-blk vm1 --socket /run/ogee/vm1.sock --queues 4\n  \
-        ogee vhost-blk golden@v1 --socket /run/ogee/v1.sock --read-only\n\n\
-        It prints `ready` and what QEMU and libvirt need. SIGTERM and SIGINT end it: requests in flight are answered first.")]
-    VhostBlk(VhostBlkArgs),
+    /// Serve volumes to virtual machines (QEMU, libvirt) over vhost-user sockets: one in the foreground, or many by serve, attach, detach
+    #[command(after_help = vhost_many::EXAMPLES)]
+    VhostBlk(Box<VhostArgs>),
     /// Print what libvirt has to be told to use a volume: a disk element, or a whole domain
     #[command(after_help = libvirt::EXAMPLES)]
     LibvirtXml(LibvirtXmlArgs),

@@ -42,9 +42,7 @@ impl Claim {
     /// # Errors
     /// Another process serves the socket ([`ErrorKind::Conflict`]), there is a file that is not ours, or the file system refuses.
     pub(crate) fn take(socket: &Path, volume: &str) -> Result<Self, CliError> {
-        let mut name = socket.as_os_str().to_owned();
-        name.push(".client");
-        let path = PathBuf::from(name);
+        let path = Self::path_beside(socket);
         let file = Self::lock(&path, socket)?;
         let found = Self::read(&file, &path)?;
         let before = found.as_ref().filter(|(of, _)| of == volume).map(|(_, client)| *client);
@@ -53,6 +51,25 @@ impl Claim {
             claim.write(volume)?;
         }
         Ok(claim)
+    }
+
+    /// The claim of a daemon that has handed its work and this file over: its lock is held as long as any process has the file open.
+    pub(crate) fn handed_over(socket: &Path, file: File, client: u64) -> Self {
+        Self { path: Self::path_beside(socket), file, client, is_new: false }
+    }
+
+    /// The locked file once more, for a daemon that takes over.
+    ///
+    /// # Errors
+    /// No file descriptor.
+    pub(crate) fn file(&self) -> Result<File, CliError> {
+        self.file.try_clone().map_err(|e| CliError::caused(ErrorKind::Failure, "duplicate the claim", e))
+    }
+
+    fn path_beside(socket: &Path) -> PathBuf {
+        let mut name = socket.as_os_str().to_owned();
+        name.push(".client");
+        PathBuf::from(name)
     }
 
     /// The client to attach as.
@@ -154,6 +171,19 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path()).expect("the folder").count(), 0);
         Claim::take(&socket, "vm1").expect("nobody else").not_attached();
         assert_eq!(fs::read_dir(dir.path()).expect("the folder").count(), 0, "nothing is left of a failed first start");
+    }
+
+    #[test]
+    fn a_claim_that_is_handed_over_is_held_without_a_gap() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let socket = dir.path().join("s");
+        let old = Claim::take(&socket, "vm1").expect("nobody else");
+        let new = Claim::handed_over(&socket, old.file().expect("a descriptor"), old.client());
+        drop(old);
+        assert_eq!(Claim::take(&socket, "vm1").expect_err("it is held").kind(), ErrorKind::Conflict);
+        let client = new.client();
+        drop(new); // as a kill does
+        assert_eq!(Claim::take(&socket, "vm1").expect("nobody holds it").client(), client);
     }
 
     #[test]

@@ -8,10 +8,13 @@ use crate::error::{CliError, ErrorKind};
 use crate::output::Output;
 use crate::sdk_error::call_failed;
 use clap::Args;
-use ogee_client::{Cluster, ClusterConfig, LimitsPolicy, MdsClient};
+use ogee_client::{BackupOpener, Cluster, ClusterConfig, LimitsPolicy, MdsClient};
 use ogee_proto::net::{Network, TlsConfig};
+use ogee_snapclone::Repositories;
+use ogee_snapclone::service::SnapcloneConfig;
 use std::num::NonZeroU64;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The folder of the dev cluster when none is named.
@@ -32,6 +35,9 @@ pub(crate) struct GlobalArgs {
     /// Use TLS on loopback too, where it is off [env: OGEE_TLS_LOOPBACK=1]
     #[arg(long, global = true, help_heading = "Global options")]
     pub tls_loopback: bool,
+    /// The configuration of snapclone, or its [[repository]] tables: for volumes that stand on backups [env: OGEE_REPO_CONFIG]
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Global options")]
+    pub repo_config: Option<PathBuf>,
     /// Print JSON: one document on one line, errors too (on standard error)
     #[arg(long, global = true, help_heading = "Global options")]
     pub json: bool,
@@ -85,7 +91,20 @@ impl Context {
     fn config(&self, client: Option<NonZeroU64>, io_timeout: Option<Duration>) -> Result<ClusterConfig, CliError> {
         let description = format!("{} ogee {}", host_name(), std::process::id());
         let (mds, network) = (self.mds_addrs()?, self.network()?);
-        Ok(ClusterConfig { mds, network, description, client, io_timeout, ..ClusterConfig::default() })
+        let backups = self.repositories()?.map(|all| -> Arc<dyn BackupOpener> { Arc::new(all) });
+        Ok(ClusterConfig { mds, network, description, client, io_timeout, backups, ..ClusterConfig::default() })
+    }
+
+    /// The repositories that this process has access to; `None` when no file names any.
+    ///
+    /// # Errors
+    /// The file cannot be read or makes no sense.
+    pub(crate) fn repositories(&self) -> Result<Option<Repositories>, CliError> {
+        let named = std::env::var_os("OGEE_REPO_CONFIG").filter(|path| !path.is_empty()).map(PathBuf::from);
+        let Some(path) = self.global.repo_config.clone().or(named) else { return Ok(None) };
+        let doing = || format!("repositories of {}", path.display());
+        let all = SnapcloneConfig::load_repositories(&path).map_err(|e| CliError::caused(ErrorKind::Usage, doing(), e))?;
+        Ok(Some(Repositories::new(all.into_iter().map(|r| (r.name, r.place)))))
     }
 
     /// Calls to the MDS, for commands that open no volume.

@@ -9,7 +9,8 @@
 //! | `image/`, `qcow2/`, `sparse.rs` | `image import`; the qcow2 format; holes and zeros |
 //! | `export/`, `checksum.rs`, `copy_out.rs` | `export`, `checksum`; reading a whole volume in order |
 //! | `backup/`, `half_made.rs` | `backup`, `restore`; volumes that are being filled |
-//! | `vhost.rs`, `null_device.rs` | `vhost-blk`; the device of `--null` |
+//! | `vhost.rs`, `null_device.rs` | `vhost-blk` with one volume; the device of `--null` |
+//! | `vhost_many/` | `vhost-blk serve`, `attach`, `detach`, `ls`, `stats`: many volumes in one daemon |
 //! | `libvirt.rs` | `libvirt-xml` |
 //! | `nbd.rs`, `nbd_tls.rs`, `nbd_metrics.rs`, `socket_access.rs` | `nbd serve`; mode and group of sockets |
 //! | `nbd_map/` | `nbd map`, `unmap`, `ls`: `/dev/nbdN` |
@@ -58,10 +59,12 @@ mod signals;
 mod snapshot;
 mod socket_access;
 mod sparse;
+mod take_over;
 mod task;
 mod tls;
 mod verify;
 mod vhost;
+mod vhost_many;
 mod volume;
 mod volume_metrics;
 
@@ -136,7 +139,7 @@ async fn act_as_client(context: Context, command: Command) -> Result<(), CliErro
         Command::Backup(command) => Box::pin(backup::run(c, command)).await,
         Command::Restore(args) => Box::pin(backup::run_restore(c, args)).await,
         Command::Task(command) => task::run(c, command).await,
-        Command::VhostBlk(args) => vhost::run(c, args).await,
+        Command::VhostBlk(args) => Box::pin(vhost_many::run(c, *args)).await,
         Command::Nbd(command) => nbd::run(c, command).await,
         Command::Bench(args) => Box::pin(bench::run(c, *args)).await,
         Command::Mds(_) | Command::Chunkserver(_) | Command::Snapclone(_) | Command::Tls(_) | Command::LibvirtXml(_) => {

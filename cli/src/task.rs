@@ -7,10 +7,11 @@ use crate::error::{CliError, ErrorKind};
 use crate::output::{Progress, Table, counted, date};
 use crate::sdk_error::call_failed;
 use clap::{Args, Subcommand};
+use ogee_client::MdsClient;
 use ogee_common::rng;
 use ogee_common::size::ByteLen;
 use ogee_proto::mds as m;
-use ogee_snapclone::service::Work;
+use ogee_snapclone::service::{HydrateTask, Work};
 use serde::Serialize;
 use serde_json::Value;
 use std::time::Duration;
@@ -105,6 +106,7 @@ impl TaskView {
             "backup" if self.arguments["snapshot"].is_string() => format!("{}@{}", word("volume"), word("snapshot")),
             "backup" => word("volume"),
             "restore" => format!("{} as {}", word("backup"), word("volume")),
+            "hydrate" => word("volume"),
             _ => word("backup"),
         }
     }
@@ -161,6 +163,21 @@ pub(crate) async fn run(context: &Context, command: TaskCommand) -> Result<(), C
 /// # Errors
 /// What the MDS refused.
 pub(crate) async fn leave(context: &Context, work: &Work, repository: String) -> Result<(), CliError> {
+    let mds = context.mds()?;
+    let view = make(&mds, work, repository).await?;
+    context.out.result(&view, |v| format!("task {} is queued: ogee task watch {}", v.task, v.task))
+}
+
+/// Leaves the filling of a volume that stands on a backup to snapclone; the task's number.
+///
+/// # Errors
+/// What the MDS refused.
+pub(crate) async fn leave_hydrate(mds: &MdsClient, path: &str, parent: &m::BackupParent, throttle: u64) -> Result<u64, CliError> {
+    let work = Work::Hydrate(HydrateTask { volume: path.to_owned(), layer: parent.layer, throttle });
+    Ok(make(mds, &work, parent.repository.clone()).await?.task)
+}
+
+async fn make(mds: &MdsClient, work: &Work, repository: String) -> Result<TaskView, CliError> {
     let key = [rng::nonzero_u64().to_be_bytes(), rng::nonzero_u64().to_be_bytes()].concat();
     let request = m::CreateServiceTaskRequest {
         kind: work.kind().to_owned(),
@@ -168,9 +185,8 @@ pub(crate) async fn leave(context: &Context, work: &Work, repository: String) ->
         arguments: work.arguments(),
         key: key.into(),
     };
-    let made = context.mds()?.create_service_task(request).await;
-    let view = TaskView::from(made.map_err(|e| call_failed(&format!("make a task of kind {}", work.kind()), &e))?);
-    context.out.result(&view, |v| format!("task {} is queued: ogee task watch {}", v.task, v.task))
+    let made = mds.create_service_task(request).await;
+    made.map(TaskView::from).map_err(|e| call_failed(&format!("make a task of kind {}", work.kind()), &e))
 }
 
 async fn stat(mds: &Mds, id: u64) -> Result<TaskView, CliError> {

@@ -2,7 +2,8 @@
 //!
 //! Life: claim the socket, open the volume, bind the socket, say `ready`, serve front ends one after another, and on SIGINT or SIGTERM
 //! stop, drain, detach and end with 0. A second signal ends it at once; nothing acknowledged is lost then either.
-//! With `--incoming` the volume is not opened but looked up, and attached when a guest starts.
+//! With `--incoming` the volume is not opened but looked up, and attached when a guest starts. With `--upgrade` it takes over from a daemon that serves the
+//! socket (`take_over.rs`). When another one takes over from it, it ends with 0 and gives nothing back.
 
 use crate::claim::Claim;
 use crate::connect::Context;
@@ -13,16 +14,18 @@ use crate::open::{close_incoming, close_volume, look_up_incoming, open_volume};
 use crate::output::Output;
 use crate::signals::StopSignals;
 use crate::socket_access::{socket_group, socket_mode};
+use crate::take_over::{self, is_handed_over};
 use crate::volume_metrics;
 use clap::Args;
-use ogee_client::{BlockDevice, DeviceInfo, IncomingEnd, OpenMode};
-use ogee_common::limits::PAGE_BYTES;
+use ogee_client::{BlockDevice, DeviceInfo, IncomingEnd, IncomingVolume, OpenMode, Volume};
+use ogee_common::limits::{BOOT_PROFILE_RECORD_BYTES, PAGE_BYTES};
 use ogee_common::name::VolumeRef;
 use ogee_common::size::{ByteLen, parse_bytes};
 use ogee_metrics::MetricsServer;
+use ogee_snapclone::BootProfile;
 use ogee_vhost_blk::{
-    LIBVIRT_MEMORY_BACKING, LibvirtDisk, QUEUE_SIZE_DEFAULT, QemuOptions, QemuReconnect, ServeError, StopHandle,
-    VhostBlkConfig, VhostBlkServer, qemu_args,
+    HandOverTerms, LIBVIRT_MEMORY_BACKING, LibvirtDisk, QUEUE_SIZE_DEFAULT, QemuOptions, QemuReconnect, ServeEnd, ServeError,
+    StopHandle, VhostBlkConfig, VhostBlkServer, qemu_args,
 };
 use serde::Serialize;
 use std::net::SocketAddr;
@@ -67,9 +70,15 @@ pub(crate) struct VhostBlkArgs {
     /// Be the destination of a live migration: attach the volume when the guest starts here, taking it from the source
     #[arg(long, conflicts_with_all = ["null", "read_only", "steal", "metrics"])]
     incoming: bool,
+    /// Take over from the daemon that serves the socket, without a reconnection of the guest; if there is none, start as ever
+    #[arg(long)]
+    upgrade: bool,
     /// Fail an IO that takes longer, in seconds; by default the guest waits for ever
     #[arg(long, value_name = "SECONDS")]
     io_timeout: Option<u64>,
+    /// Write here, when it ends, which pages were read first: for ogee backup profile record
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["null", "incoming"])]
+    record_profile: Option<PathBuf>,
     /// Answer GET /metrics here, for Prometheus: what the volume did; by default nowhere
     #[arg(long, value_name = "ADDR", conflicts_with = "null")]
     metrics: Option<SocketAddr>,
@@ -80,10 +89,71 @@ impl VhostBlkArgs {
     fn subject(&self) -> String {
         self.volume.as_ref().map_or_else(|| "a null device".to_owned(), ToString::to_string)
     }
+
+    /// What a daemon must serve, and how, that takes over from this one.
+    pub(crate) fn terms(&self) -> String {
+        let subject = self.volume.as_ref().map_or_else(|| format!("null {}", self.null_bytes()), ToString::to_string);
+        let mode = if self.read_only { "read-only" } else { "read-write" };
+        let incoming = if self.incoming { " incoming" } else { "" };
+        let serial = self.serial.as_ref().map_or(String::new(), |serial| format!(" serial {serial}"));
+        format!("{subject} {mode}{incoming}{serial}")
+    }
+
+    pub(crate) fn config(&self) -> VhostBlkConfig {
+        VhostBlkConfig {
+            num_queues: self.queues,
+            socket_mode: self.socket_mode,
+            socket_group: self.socket_group,
+            ..VhostBlkConfig::new(&self.socket)
+        }
+    }
+
+    pub(crate) fn volume(&self) -> Option<&VolumeRef> {
+        self.volume.as_ref()
+    }
+
+    pub(crate) fn null_bytes(&self) -> u64 {
+        self.null.unwrap_or_default()
+    }
+
+    pub(crate) fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    pub(crate) fn serial(&self) -> Option<&str> {
+        self.serial.as_deref()
+    }
+
+    pub(crate) fn is_incoming(&self) -> bool {
+        self.incoming
+    }
+
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    pub(crate) fn io_timeout(&self) -> Option<Duration> {
+        self.io_timeout.map(Duration::from_secs)
+    }
+
+    pub(crate) fn metrics(&self) -> Option<SocketAddr> {
+        self.metrics
+    }
+
+    /// The volume with the serial that was asked for.
+    pub(crate) fn with_serial(&self, volume: Volume) -> Volume {
+        match &self.serial {
+            Some(serial) => volume.with_serial(serial),
+            None => volume,
+        }
+    }
 }
 
 /// A serial as virtio-blk has it: 1 to 20 printable ASCII characters.
-fn serial(text: &str) -> Result<String, String> {
+///
+/// # Errors
+/// A sentence that says what is understood.
+pub(crate) fn serial(text: &str) -> Result<String, String> {
     let is_serial = (1..=ogee_vhost_blk::ID_BYTES).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
     if is_serial { Ok(text.to_owned()) } else { Err("a serial has 1 to 20 printable ASCII characters, no spaces".to_owned()) }
 }
@@ -139,9 +209,14 @@ pub(crate) async fn run(context: &Context, args: VhostBlkArgs) -> Result<(), Cli
 
 async fn serve(context: &Context, args: VhostBlkArgs) -> Result<(), CliError> {
     let mut signals = StopSignals::listen()?;
+    if args.upgrade
+        && let Some(upgrade) = take_over::ask(&args).await?
+    {
+        return take_over::run(context, &args, upgrade, &mut signals).await;
+    }
     let Some(name) = &args.volume else {
-        let device = NullDevice::new(args.null.unwrap_or_default());
-        return serve_open(context.out, &args, &device, None, &mut signals).await;
+        let device = NullDevice::new(args.null_bytes());
+        return serve_open(context.out, &args, &device, (None, None), &mut signals).await.map(drop);
     };
     let mode = if args.read_only { OpenMode::ReadOnly } else { OpenMode::ReadWrite { steal: args.steal } };
     let claim = Claim::take(&args.socket, &name.to_string())?;
@@ -149,12 +224,9 @@ async fn serve(context: &Context, args: VhostBlkArgs) -> Result<(), CliError> {
         return serve_incoming(context, &args, name, claim, &mut signals).await;
     }
     let attach = async {
-        let cluster = context.cluster_as(NonZeroU64::new(claim.client()), args.io_timeout.map(Duration::from_secs))?;
+        let cluster = context.cluster_as(NonZeroU64::new(claim.client()), args.io_timeout())?;
         let volume = open_volume(&cluster, name, mode).await?;
-        Ok::<_, CliError>(match &args.serial {
-            Some(serial) => volume.with_serial(serial),
-            None => volume,
-        })
+        Ok::<_, CliError>(args.with_serial(volume))
     };
     let volume = match attach.await {
         Ok(volume) => volume,
@@ -163,22 +235,46 @@ async fn serve(context: &Context, args: VhostBlkArgs) -> Result<(), CliError> {
             return Err(error);
         }
     };
+    if args.record_profile.is_some() {
+        volume.record(BOOT_PROFILE_RECORD_BYTES);
+    }
     // Served until the front ends are gone.
     let served = match args.metrics.map(|addr| volume_metrics::serve(addr, &volume)).transpose() {
         Ok(metrics) => {
             let addr = metrics.as_ref().map(MetricsServer::addr);
-            serve_open(context.out, &args, &volume, addr, &mut signals).await
+            serve_open(context.out, &args, &volume, (Some(&claim), addr), &mut signals).await
         }
         Err(error) => Err(error),
     };
+    end_volume(&volume, claim, served, &mut signals).await
+}
+
+/// Gives a volume back that was served, unless another daemon goes on with it.
+///
+/// # Errors
+/// What ended the serving, or the volume cannot be given back.
+pub(crate) async fn end_volume(
+    volume: &Volume,
+    claim: Claim,
+    served: Result<ServeEnd, CliError>,
+    signals: &mut StopSignals,
+) -> Result<(), CliError> {
+    if is_handed_over(&served) {
+        return Ok(());
+    }
     let closed = tokio::select! {
-        closed = close_volume(&volume) => closed,
+        closed = close_volume(volume) => closed,
         () = signals.wait() => Err(CliError::new(ErrorKind::Failure, "second signal: the volume stays attached")),
     };
     if closed.is_ok() {
         claim.given_back();
     }
     served?;
+    if let Some(path) = &args.record_profile {
+        let profile = BootProfile::new(&volume.recorded()).json();
+        let doing = || format!("write {}", path.display());
+        std::fs::write(path, profile).map_err(|e| CliError::caused(ErrorKind::Failure, doing(), e))?;
+    }
     closed
 }
 
@@ -187,7 +283,7 @@ async fn serve_incoming(
     context: &Context, args: &VhostBlkArgs, name: &VolumeRef, claim: Claim, signals: &mut StopSignals,
 ) -> Result<(), CliError> {
     let look_up = async {
-        let cluster = context.cluster_as(NonZeroU64::new(claim.client()), args.io_timeout.map(Duration::from_secs))?;
+        let cluster = context.cluster_as(NonZeroU64::new(claim.client()), args.io_timeout())?;
         look_up_incoming(&cluster, name, args.serial.as_deref()).await
     };
     let volume = match look_up.await {
@@ -197,9 +293,26 @@ async fn serve_incoming(
             return Err(error);
         }
     };
-    let served = serve_open(context.out, args, &volume, None, signals).await;
+    let served = serve_open(context.out, args, &volume, (Some(&claim), None), signals).await;
+    end_incoming(&volume, name, claim, served, signals).await
+}
+
+/// As [`end_volume`], for a volume that its guest brings along.
+///
+/// # Errors
+/// The same.
+pub(crate) async fn end_incoming(
+    volume: &IncomingVolume,
+    name: &VolumeRef,
+    claim: Claim,
+    served: Result<ServeEnd, CliError>,
+    signals: &mut StopSignals,
+) -> Result<(), CliError> {
+    if is_handed_over(&served) {
+        return Ok(());
+    }
     let closed = tokio::select! {
-        closed = close_incoming(&volume, name) => closed,
+        closed = close_incoming(volume, name) => closed,
         () = signals.wait() => Err(CliError::new(ErrorKind::Failure, "second signal: the volume stays attached")),
     };
     match &closed {
@@ -212,18 +325,38 @@ async fn serve_incoming(
     closed.map(drop)
 }
 
+/// Binds the socket and serves a device on it.
 async fn serve_open<D: BlockDevice>(
-    out: Output, args: &VhostBlkArgs, device: &D, metrics: Option<SocketAddr>, signals: &mut StopSignals,
-) -> Result<(), CliError> {
+    out: Output,
+    args: &VhostBlkArgs,
+    device: &D,
+    (claim, metrics): (Option<&Claim>, Option<SocketAddr>),
+    signals: &mut StopSignals,
+) -> Result<ServeEnd, CliError> {
     let stop = StopHandle::new().map_err(serve_failed)?;
-    let config = VhostBlkConfig {
-        num_queues: args.queues,
-        socket_mode: args.socket_mode,
-        socket_group: args.socket_group,
-        ..VhostBlkConfig::new(&args.socket)
-    };
-    let server = VhostBlkServer::bind(device.clone(), config, stop.clone()).map_err(serve_failed)?;
-    say_ready(out, args, &device.info(), metrics)?;
+    let mut server = VhostBlkServer::bind(device.clone(), args.config(), stop.clone()).map_err(serve_failed)?;
+    let file = claim.map(Claim::file).transpose()?;
+    let terms = HandOverTerms { subject: args.terms(), client: claim.map_or(0, Claim::client), claim: file };
+    if let Err(error) = server.allow_upgrade(terms) {
+        logging::start_for_daemon();
+        tracing::warn!(target: "controlpath", error = serve_failed(error).chain(), "this daemon can be restarted, but not upgraded under its guest");
+    }
+    serve_until_end(out, args, &device.info(), server, (stop, metrics), signals).await
+}
+
+/// Says `ready` and runs a server until its end.
+///
+/// # Errors
+/// The server failed, or a second signal came.
+pub(crate) async fn serve_until_end<D: BlockDevice>(
+    out: Output,
+    args: &VhostBlkArgs,
+    info: &DeviceInfo,
+    server: VhostBlkServer<D>,
+    (stop, metrics): (StopHandle, Option<SocketAddr>),
+    signals: &mut StopSignals,
+) -> Result<ServeEnd, CliError> {
+    say_ready(out, args, info, metrics)?;
     // From here on a person reads the log; before, an error is one line.
     logging::start_for_daemon();
     let (finished, mut running) = oneshot::channel();
@@ -275,7 +408,8 @@ fn say_ready(
     out.result(&ready, Ready::text)
 }
 
-fn serve_failed(error: ServeError) -> CliError {
+/// Why a volume's socket is not served.
+pub(crate) fn serve_failed(error: ServeError) -> CliError {
     use ogee_vhost_blk::SocketError;
     let kind = match &error {
         ServeError::NumQueues { .. } | ServeError::QueueSize { .. } => ErrorKind::Usage,

@@ -7,6 +7,7 @@ use crate::open::take_and_release;
 use crate::output::{Output, Progress, Table, counted, date};
 use crate::qos::{self, LimitArgs, LimitsView, SetArgs};
 use crate::sdk_error::call_failed;
+use crate::task;
 use clap::{Args, Subcommand};
 use ogee_client::MdsClient;
 use ogee_common::limits::{PAGE_BYTES, SECTOR_BYTES, VOLUME_BYTES_MAX, VOLUME_BYTES_MIN};
@@ -55,6 +56,10 @@ pub(crate) enum VolumeCommand {
         Guests go on meanwhile. When it is done the parent's snapshot can be deleted.\n\
         Pace: flatten_mib_per_second of the chunkservers.")]
     Flatten(FlattenArgs),
+    /// Have a volume that stands on a backup filled by snapclone, so that it needs the backup no more
+    #[command(after_help = "Example:\n  ogee volume hydrate tenant-a/web/disk0 --throttle 50MiB\n\n\
+        ogee restore --lazy leaves such a task itself. One more does no harm.")]
+    Hydrate(HydrateArgs),
 }
 
 /// Arguments of `volume create`.
@@ -148,6 +153,17 @@ pub(crate) struct FlattenArgs {
     cancel: bool,
 }
 
+/// Arguments of `volume hydrate`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct HydrateArgs {
+    /// The volume
+    #[arg(value_parser = VolumePath::parse)]
+    volume: VolumePath,
+    /// Bytes a second read from the repository, at most: 50MiB
+    #[arg(long, value_parser = parse_bytes, value_name = "BYTES")]
+    throttle: Option<u64>,
+}
+
 /// Parses the size of a volume and rounds it up to whole pages, for clap.
 ///
 /// # Errors
@@ -202,6 +218,9 @@ pub(crate) struct VolumeView {
     /// Bytes of a logical sector.
     sector_bytes: u32,
     limits: LimitsView,
+    /// The backup that it stands on, 16 digits, and that one's repository; empty: none, or not asked for.
+    backup: String,
+    backup_repository: String,
 }
 
 impl From<m::Volume> for VolumeView {
@@ -228,6 +247,8 @@ impl From<m::Volume> for VolumeView {
             // 0 of an MDS that knows no other.
             sector_bytes: if v.sector_bytes == 0 { SECTOR_BYTES } else { v.sector_bytes },
             limits: qos::view(volume_limits(v.limits.as_ref())),
+            backup: v.backup.as_ref().map_or_else(String::new, |b| format!("{:016x}", b.backup)),
+            backup_repository: v.backup.map_or_else(String::new, |b| b.repository),
         }
     }
 }
@@ -258,6 +279,7 @@ pub(crate) async fn run(context: &Context, command: VolumeCommand) -> Result<(),
             out.result(&VolumeView::from(volume), |v| format!("limits of {}: {}", v.path, qos::describe(&v.limits)))
         }
         VolumeCommand::Flatten(args) => flatten(&mds, out, &args).await,
+        VolumeCommand::Hydrate(args) => hydrate(&mds, out, &args).await,
         VolumeCommand::Rename(args) => {
             let (path, new_path) = (args.volume.to_string(), args.new_name.to_string());
             let request = m::RenameVolumeRequest { path: path.clone(), new_path, create_parents: true };
@@ -336,6 +358,16 @@ async fn flatten(mds: &MdsClient, out: Output, args: &FlattenArgs) -> Result<(),
     })
 }
 
+/// Leaves the filling of a volume to snapclone.
+async fn hydrate(mds: &MdsClient, out: Output, args: &HydrateArgs) -> Result<(), CliError> {
+    let path = args.volume.to_string();
+    let Some(parent) = stat(mds, &args.volume).await?.backup else {
+        return out.result(&serde_json::json!({"volume": path, "task": 0}), |_| format!("{path} stands on no backup"));
+    };
+    let task = task::leave_hydrate(mds, &path, &parent, args.throttle.unwrap_or(0)).await?;
+    out.result(&serde_json::json!({"volume": path, "task": task}), |_| format!("task {task} fills {path}: ogee task watch {task}"))
+}
+
 async fn ls(mds: &MdsClient, out: Output, args: &LsArgs) -> Result<(), CliError> {
     let mut volumes: Vec<VolumeView> = Vec::new();
     loop {
@@ -385,6 +417,10 @@ fn describe(v: &VolumeView) -> String {
         0 => "-".to_owned(),
         total => format!("under way, {} of {total} copysets done", v.flatten_done),
     };
+    let backup = match v.backup.as_str() {
+        "" => "-".to_owned(),
+        id => format!("stands on {id} of {}, until its hydrate task is done", v.backup_repository),
+    };
     let lines = [
         ("name", v.path.clone()),
         ("id", v.id.to_string()),
@@ -397,6 +433,7 @@ fn describe(v: &VolumeView) -> String {
         ("parent", or_dash(&v.parent)),
         ("layers below", v.depth.to_string()),
         ("flatten", flatten),
+        ("backup", backup),
         ("segments", format!("{} placed (1 GiB each)", v.allocated_segments)),
         ("attached", attached),
         ("attach epoch", v.attach_epoch.to_string()),

@@ -1,12 +1,14 @@
-//! The systemd unit, the user and the folder of sockets, as `make install-units` puts them in place: systemd's own tools take them, and
-//! the command line in the unit is one that the built `ogee` takes. No systemd runs and nothing outside of a scratch folder is touched.
+//! The systemd units, their user and the folder of sockets, as `make install-units` puts them in place: systemd's own tools take them, and
+//! the command line in each unit is one that the built `ogee` takes. No systemd runs and nothing outside of a scratch folder is touched.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
-const UNIT: &str = "usr/lib/systemd/system/ogee-vhost-blk@.service";
+/// The unit with one volume, and the one with many; both stand in the folder of units.
+const UNITS: [&str; 2] = ["ogee-vhost-blk@.service", "ogee-vhost-blk.service"];
+const FOLDER: &str = "usr/lib/systemd/system";
 
 /// Installs for `distro` below `root`.
 fn install(root: &Path, distro: &str) -> Output {
@@ -38,16 +40,25 @@ fn has(tool: &str) -> bool {
 }
 
 #[test]
-fn the_command_in_the_unit_is_one_that_ogee_takes() {
+fn the_command_in_each_unit_is_one_that_ogee_takes() {
     let root = tempfile::tempdir().expect("a folder");
     installed(root.path(), "debian");
-    let unit = read(root.path().join(UNIT));
-    let line = unit.lines().find_map(|line| line.strip_prefix("ExecStart=/usr/bin/ogee ")).expect("an ExecStart of PREFIX");
+    for (unit, path) in UNITS.into_iter().zip(["/run/ogee/vm1.sock", "/run/ogee/vhost-blk.control"]) {
+        ogee_takes(root.path(), &read(root.path().join(FOLDER).join(unit)), path);
+    }
+}
+
+fn ogee_takes(root: &Path, unit: &str, path: &str) {
+    let mut line = unit.lines().find_map(|line| line.strip_prefix("ExecStart=/usr/bin/ogee ")).expect("an ExecStart of PREFIX").to_owned();
     // As systemd would expand it, but for a group that is here and a folder that is not.
-    let missing = root.path().join("missing");
+    let missing = root.join("missing");
+    if let Some(socket) = unit.split_whitespace().find_map(|word| word.strip_prefix("OGEE_SOCKET=/run/ogee/%i")) {
+        line = line.replace("${OGEE_SOCKET}", &format!("/run/ogee/%i{socket}"));
+    }
     let line = line.replace("${OGEE_VOLUME}", "vm1").replace("${OGEE_SOCKET_GROUP}", "root").replace("%i", "vm1");
-    let line = line.replace("$OGEE_VHOST_OPTIONS", "--queues 16 --metrics 127.0.0.1:0");
-    assert!(line.contains("/run/ogee/vm1.sock") && !line.contains('$') && !line.contains('%'), "{line}");
+    let more = if line.contains(" serve ") { "--control-group root --metrics 127.0.0.1:0" } else { "--queues 16 --metrics 127.0.0.1:0" };
+    let line = line.replace("$OGEE_VHOST_OPTIONS", more);
+    assert!(line.contains(path) && !line.contains('$') && !line.contains('%'), "{line}");
     let line = line.replace("/run/ogee", missing.to_str().expect("UTF-8"));
     let mut ogee = Command::new(env!("CARGO_BIN_EXE_ogee"));
     let done = ogee.args(line.split_whitespace()).env("OGEE_MDS", "127.0.0.1:1").output().expect("ogee runs");
@@ -57,19 +68,19 @@ fn the_command_in_the_unit_is_one_that_ogee_takes() {
 }
 
 #[test]
-fn systemd_takes_the_unit() {
+fn systemd_takes_the_units() {
     if !has("systemd-analyze") {
         return;
     }
-    for distro in ["debian", "fedora"] {
+    for (distro, unit) in [("debian", UNITS[0]), ("debian", UNITS[1]), ("fedora", UNITS[0]), ("fedora", UNITS[1])] {
         let root = tempfile::tempdir().expect("a folder");
         installed(root.path(), distro);
-        let folder = root.path().join("usr/lib/systemd/system");
-        let path = folder.join("ogee-vhost-blk@vm1.service");
+        let folder = root.path().join(FOLDER);
+        let path = folder.join(unit.replace('@', "@vm1"));
         // The command has to exist.
-        let unit = read(root.path().join(UNIT)).replace("/usr/bin/ogee", env!("CARGO_BIN_EXE_ogee"));
-        let verify = |unit: &str| {
-            fs::write(&path, unit).expect("written");
+        let text = read(folder.join(unit)).replace("/usr/bin/ogee", env!("CARGO_BIN_EXE_ogee"));
+        let verify = |text: &str| {
+            fs::write(&path, text).expect("written");
             let mut command = Command::new("systemd-analyze");
             command.env("SYSTEMD_UNIT_PATH", format!("{}:", folder.display()));
             let done = command.args(["verify", "--man=no"]).arg(&path).output().expect("systemd-analyze runs");
@@ -77,9 +88,9 @@ fn systemd_takes_the_unit() {
             let said = String::from_utf8_lossy(&done.stderr).into_owned();
             said.lines().filter(|line| line.contains("ogee")).collect::<Vec<_>>().join("\n")
         };
-        assert_eq!(verify(&unit), "", "{distro}");
-        assert!(verify(&unit.replace("Restart=always", "Restart=sometimes")).contains("sometimes"), "it reads the unit");
-        let group = root.path().join(UNIT.to_owned() + ".d/fedora.conf");
+        assert_eq!(verify(&text), "", "{distro} {unit}");
+        assert!(verify(&text.replace("Restart=", "Restart=sometimes-")).contains("sometimes"), "it reads the unit");
+        let group = folder.join(format!("{unit}.d/fedora.conf"));
         assert_eq!(group.exists(), distro == "fedora");
         if group.exists() {
             assert!(read(group).contains("\nEnvironment=OGEE_SOCKET_GROUP=qemu\n"));

@@ -8,6 +8,8 @@ use crate::block_device::Moment;
 use crate::cluster::{ClusterInner, LimitsPolicy};
 use crate::fence::FenceTable;
 use crate::gate::Gate;
+use crate::lazy::Lazy;
+use crate::profile::Recorder;
 use crate::layout::LayoutCache;
 use crate::stats::Stats;
 use crate::throttle::{self, Throttle};
@@ -16,7 +18,7 @@ use ogee_common::id::{AttachEpoch, LayerId, VolumeId};
 use ogee_common::name::VolumeRef;
 use ogee_common::qos::VolumeLimits;
 use ogee_proto::data::Ancestor;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
@@ -42,6 +44,10 @@ pub(crate) struct Attachment {
     pub(crate) info: AttachInfo,
     /// Parents of the layer, nearest first.
     pub(crate) chain: Vec<Ancestor>,
+    /// What the last of the chain, or the layer without one, stands on.
+    pub(crate) lazy: Option<Arc<Lazy>>,
+    /// What is read first, if that is recorded.
+    pub(crate) recorder: OnceLock<Recorder>,
     pub(crate) gate: Gate,
     pub(crate) throttle: Throttle,
     pub(crate) order: Arc<WriteOrder>,

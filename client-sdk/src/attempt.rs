@@ -20,18 +20,19 @@ use crate::stats::bump;
 use crate::verdict::{Next, judge, settle};
 use bytes::Bytes;
 use ogee_common::checksum::fragment_crcs;
-use ogee_common::geometry::ChunkSpan;
-use ogee_common::id::{ChunkserverId, CopysetId, VolumeSeq};
+use ogee_common::geometry::{ChunkSpan, page_fragments};
+use ogee_common::id::{ChunkserverId, CopysetId, LayerId, VolumeSeq};
 use ogee_common::limits::CORRUPT_RETRIES_MAX;
 use ogee_common::rng;
 use ogee_proto::data::{
-    Ancestor, Frame, LayerHead, OpenLayerHead, Opcode, PAGE_MAP_SINCE, PageMapHead, PageMapReply, ReadHead, ReadReply, Status,
-    WriteHead, ZeroHead,
+    Ancestor, Frame, LayerHead, OpenLayerHead, Opcode, PAGE_MAP_SINCE, PASTE_SINCE, PageMapHead, PageMapReply, PasteHead, PastePages,
+    ReadHead, ReadReply, Status, ThinReply, WriteHead, ZeroHead,
 };
 use smallvec::SmallVec;
 use std::error::Error;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Once;
 use std::time::Duration;
 
 /// Retries without a pause in a row: enough for a redirect, a new seq and a fence.
@@ -68,13 +69,27 @@ pub(crate) enum Action {
     Read,
     /// Say what the chunk holds, and what of it may have changed since a moment.
     PageMap(Option<Moment>),
-    /// Zero the span.
-    Zero,
+    /// Read the span, and say which of its pages no version has.
+    ReadThin,
+    /// Fill pages of a layer with what the backup that it stands on holds; the span says only the chunk.
+    Paste { layer: LayerId, pages: Box<PastePages>, data: Bytes },
+    /// As a page map without comparison, of a chunkserver that can paste: "data" is no guess of ours about an older one.
+    Present,
+    /// Zero the span; `masks` where a backup may lie below.
+    Zero { masks: bool },
     /// Write the span; with the checksums of its page fragments.
     Write { data: Bytes, crcs: Vec<u32> },
 }
 
+/// Said once in a process: every IO of such a volume meets it.
+static OLD_CHUNKSERVER: Once = Once::new();
+
 impl Action {
+    /// Whether a chunkserver that does not know of missing pages would do something else.
+    const fn needs_paste(&self) -> bool {
+        matches!(self, Self::ReadThin | Self::Present | Self::Paste { .. } | Self::Zero { masks: true })
+    }
+
     /// A write of `data` at byte `offset` of its chunk.
     pub(crate) fn write(offset: u32, data: Bytes) -> Self {
         let crcs = fragment_crcs(offset, &data).collect();
@@ -89,6 +104,8 @@ pub(crate) enum Outcome {
     Done,
     /// What was read.
     Read(ReadPiece),
+    /// What was read, and for each page of it whether it is missing.
+    Thin(ReadPiece, Vec<bool>),
     /// What the chunk holds.
     PageMap(Box<PageMapReply>),
 }
@@ -97,7 +114,7 @@ impl Outcome {
     /// What was read of `len` bytes.
     pub(crate) fn into_piece(self, len: u32) -> ReadPiece {
         match self {
-            Self::Read(piece) => piece,
+            Self::Read(piece) | Self::Thin(piece, _) => piece,
             Self::Done | Self::PageMap(_) => ReadPiece::Zeros(len),
         }
     }
@@ -172,6 +189,14 @@ impl<'a> DataPath<'a> {
             if matches!(request.action, Action::PageMap(_)) && connection.link.version() < PAGE_MAP_SINCE {
                 return Ok(Outcome::PageMap(Box::new(PageMapReply::unknown())));
             }
+            if request.action.needs_paste() && connection.link.version() < PASTE_SINCE {
+                OLD_CHUNKSERVER.call_once(|| {
+                    let (chunkserver, version) = (target.chunkserver, connection.link.version());
+                    tracing::error!(target: "datapath", %chunkserver, version, "a volume on a backup needs newer chunkservers; its IO waits");
+                });
+                pauses.pause().await;
+                continue;
+            }
             // No await from here until the request is queued; see `session.rs`.
             let seq = self.at.gate.seq();
             // A snapshot has gone round this client since the fence was looked at: the copyset has to know before it is asked.
@@ -200,7 +225,7 @@ impl<'a> DataPath<'a> {
 
     /// The round of the copyset's fence; raises it if it is not up. 0 where none is needed.
     async fn fence_round(&self, request: &Request, floor: VolumeSeq) -> Result<u64, Failure> {
-        if self.at.is_read_only() || matches!(request.action, Action::Open) {
+        if self.at.is_read_only() || matches!(request.action, Action::Open | Action::Paste { .. }) {
             return Ok(0);
         }
         match self.at.fences.of(request.copyset).round(floor) {
@@ -228,7 +253,7 @@ impl<'a> DataPath<'a> {
     }
 
     /// The leader and an open connection to it. What is rare is boxed, so that an IO's future stays small.
-    async fn connection(&self, copyset: CopysetId) -> Option<(Target, Connection)> {
+    pub(crate) async fn connection(&self, copyset: CopysetId) -> Option<(Target, Connection)> {
         let routes = &self.at.cluster.routes;
         let target = match routes.target(copyset) {
             Some(target) => target,
@@ -288,12 +313,20 @@ impl<'a> DataPath<'a> {
         let none = SmallVec::new();
         let chain = || if self.at.is_read_only() { self.at.chain.clone() } else { Vec::new() };
         match &request.action {
-            Action::Read => (Opcode::Read, ReadHead { at, chain: chain() }.encode(), none),
+            Action::Read | Action::ReadThin => {
+                let tells_missing = matches!(request.action, Action::ReadThin);
+                (Opcode::Read, ReadHead { at, tells_missing, chain: chain() }.encode(), none)
+            }
+            Action::Paste { layer, pages, data } => {
+                let head = PasteHead { copyset: request.copyset, layer: *layer, chunk: span.chunk, pages: (**pages).clone() };
+                (Opcode::Paste, head.encode(), smallvec::smallvec![data.clone()])
+            }
+            Action::Present => (Opcode::PageMap, PageMapHead { at, since: None, chain: chain() }.encode(), none),
             Action::PageMap(since) => {
                 let since = since.map(|moment| Ancestor { layer: moment.layer, seq: moment.seq });
                 (Opcode::PageMap, PageMapHead { at, since, chain: chain() }.encode(), none)
             }
-            Action::Zero => (Opcode::Zero, ZeroHead { at }.encode(), none),
+            Action::Zero { masks } => (Opcode::Zero, ZeroHead { at, masks: *masks }.encode(), none),
             Action::Write { data, crcs } => {
                 let head = WriteHead { at, crcs: crcs.clone() };
                 (Opcode::Write, head.encode(), smallvec::smallvec![data.clone()])
@@ -350,7 +383,8 @@ impl<'a> DataPath<'a> {
             Next::NoSpace if at.cluster.config.no_space == NoSpacePolicy::Wait => pauses.pause().await,
             Next::NoSpace => return Err(failure(request, sent, IoErrorKind::NoSpace)),
             Next::Never(kind) => {
-                if kind != IoErrorKind::InvalidInput {
+                // A paste is refused for the layer below, which says nothing of the own one.
+                if kind != IoErrorKind::InvalidInput && !matches!(request.action, Action::Paste { .. }) {
                     at.end(kind == IoErrorKind::Fenced);
                 }
                 return Err(failure(request, sent, kind));
@@ -385,18 +419,23 @@ fn failure(request: &Request, sent: &Sent, kind: IoErrorKind) -> Failure {
 /// What a good answer says, or `None` if it does not match its checksums.
 fn verified(request: &Request, frame: &Frame) -> Option<Outcome> {
     match request.action {
-        Action::Read => read_data(request, frame).map(Outcome::Read),
-        Action::PageMap(_) => PageMapReply::decode(frame.head()).ok().map(|map| Outcome::PageMap(Box::new(map))),
+        Action::Read => read_data(request, frame, &ReadReply::decode(frame.head()).ok()?).map(Outcome::Read),
+        Action::ReadThin => {
+            let ThinReply { read, missing } = ThinReply::decode(frame.head()).ok()?;
+            let pages = page_fragments(request.span.offset, request.span.len as usize).count();
+            let piece = read_data(request, frame, &read).filter(|_| missing.len() == pages)?;
+            Some(Outcome::Thin(piece, missing))
+        }
+        Action::PageMap(_) | Action::Present => PageMapReply::decode(frame.head()).ok().map(|map| Outcome::PageMap(Box::new(map))),
         _ => Some(Outcome::Done),
     }
 }
 
-fn read_data(request: &Request, frame: &Frame) -> Option<ReadPiece> {
-    let crcs = ReadReply::decode(frame.head()).ok()?.crcs;
+fn read_data(request: &Request, frame: &Frame, ReadReply { crcs }: &ReadReply) -> Option<ReadPiece> {
     let data = frame.payload();
     if crcs.is_empty() && data.is_empty() {
         return Some(ReadPiece::Zeros(request.span.len));
     }
-    let matches = data.len() == request.span.len as usize && fragment_crcs(request.span.offset, &data).eq(crcs);
+    let matches = data.len() == request.span.len as usize && fragment_crcs(request.span.offset, &data).eq(crcs.iter().copied());
     matches.then_some(ReadPiece::Data(data))
 }

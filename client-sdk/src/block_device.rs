@@ -223,6 +223,15 @@ pub trait BlockDevice: Clone + Send + Sync + 'static {
     /// The front end of that guest is gone, and nobody waits for its IO any more. Not said when it is the daemon that ends.
     fn guest_left(&self) {}
 
+    /// Makes ready what the first IO through this handle would have to wait for, as far as it can be without being attached for writing. Called on the
+    /// runtime that will drive the handle's IO; sends no IO and never fails.
+    fn warm_up(&self) -> impl Future<Output = ()> + Send {
+        async {}
+    }
+
+    /// Another process goes on with the device as the same client: from now on no IO is sent through any handle, and the attach is not given back.
+    fn leave(&self) {}
+
     /// A watch that carries the size in bytes and changes when the volume is resized.
     fn resized(&self) -> tokio::sync::watch::Receiver<u64>;
 }

@@ -4,6 +4,7 @@
 //! knowledge of who leads a copyset is shared by all volumes and threads, and its term never goes back (`routing.rs`).
 //! Absent: IO.
 
+use crate::backup::BackupOpener;
 use crate::control::ControlThread;
 use crate::mds_client::{MdsCallError, MdsClient};
 use crate::routing::RouteTable;
@@ -88,6 +89,8 @@ pub struct ClusterConfig {
     pub no_space: NoSpacePolicy,
     /// What limits of volumes are to this client.
     pub limits: LimitsPolicy,
+    /// The repositories that it can read backups from. Without it volumes that stand on a backup are refused to it.
+    pub backups: Option<Arc<dyn BackupOpener>>,
     /// Times of single steps.
     pub timing: Timing,
 }

@@ -81,13 +81,16 @@ impl DataPath<'_> {
 
     async fn page_map(&self, chunk: ChunkIndex, since: Option<Moment>) -> Result<PageMapReply, Failure> {
         let Some(copyset) = self.copyset(chunk, Unplaced::Fine).await? else { return Ok(PageMapReply::unknown()) };
-        let _in_flight = self.session.admit(ANSWER_BYTES).await;
+        let in_flight = self.session.admit(ANSWER_BYTES).await;
         let span = ChunkSpan { chunk, offset: 0, len: CHUNK_BYTES, buffer_offset: 0 };
         let mut request = Request { copyset, span, action: Action::PageMap(since) };
-        match self.run(&mut request, None).await? {
-            Outcome::PageMap(map) => Ok(*map),
-            Outcome::Done | Outcome::Read(_) => Ok(PageMapReply::unknown()),
-        }
+        let mut map = match self.run(&mut request, None).await? {
+            Outcome::PageMap(map) => *map,
+            Outcome::Done | Outcome::Read(_) | Outcome::Thin(..) => PageMapReply::unknown(),
+        };
+        drop(in_flight);
+        self.tell_backup(chunk, &mut map).await?;
+        Ok(map)
     }
 }
 

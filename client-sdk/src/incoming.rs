@@ -23,6 +23,7 @@
 //! - An attempt ends with the guest it was made for: a volume is not taken for a guest that is gone.
 //! - IO waits for the attach, at most for the cluster's IO timeout; it fails only if the attach is refused for good, or its guest left.
 
+use crate::backup::can_read;
 use crate::block_device::{Arrival, BlockDevice, DeviceInfo, Extent, IoError, IoErrorKind, Moment, ReadData};
 use crate::cluster::Cluster;
 use crate::mds_client::MdsCallError;
@@ -95,7 +96,8 @@ impl IncomingVolume {
     /// Looks the volume up; nothing is attached. It shows `serial`, if there is one, in place of its own (see [`DeviceInfo`]).
     ///
     /// # Errors
-    /// The MDS does not know the volume, does not answer, or says something that makes no sense.
+    /// The MDS does not know the volume, does not answer, or says something that makes no sense; the volume stands on a backup that this
+    /// process cannot read.
     pub async fn look_up(cluster: &Cluster, path: &VolumePath, serial: Option<&str>) -> Result<Self, OpenError> {
         let name = VolumeRef { path: path.clone(), snapshot: None };
         let found = cluster.mds().stat_volume(StatVolumeRequest { path: path.to_string() }).await;
@@ -107,6 +109,11 @@ impl IncomingVolume {
         let sector_bytes = if found.sector_bytes == 0 { SECTOR_BYTES } else { found.sector_bytes };
         if ![SECTOR_BYTES, PAGE_BYTES].contains(&sector_bytes) {
             return Err(OpenError::BadGrant { volume: name.to_string(), field: "sector size" });
+        }
+        if let Some(message) = &found.backup {
+            // Said now, and not when a guest has arrived.
+            let known = can_read(cluster.0.config.backups.as_ref(), message);
+            known.map_err(|source| OpenError::NoRepository { volume: name.to_string(), source })?;
         }
         let shared = Shared {
             cluster: cluster.clone(),
@@ -331,6 +338,14 @@ impl BlockDevice for IncomingVolume {
         tasks.lost |= fenced;
         if fenced || refused {
             self.shared.state.send_replace(State::Waiting);
+        }
+    }
+
+    fn leave(&self) {
+        let mut tasks = self.shared.tasks();
+        self.shared.stop_attaching(&mut tasks);
+        if let State::Attached(volume) = &*self.shared.state.borrow() {
+            volume.leave();
         }
     }
 

@@ -79,6 +79,9 @@ impl DataPath<'_> {
         let Some(copyset) = self.copyset(span.chunk, Unplaced::Fine).await? else {
             return Ok(ReadPiece::Zeros(span.len));
         };
+        if let Some(lazy) = self.lazy_at(span.chunk, span.offset) {
+            return Box::pin(self.read_thin(lazy, copyset, span)).await;
+        }
         let _in_flight = self.session.admit(span.len).await;
         let outcome = self.run(&mut Request { copyset, span, action: Action::Read }, None).await?;
         Ok(outcome.into_piece(span.len))
@@ -109,6 +112,9 @@ impl DataPath<'_> {
         let Some(copyset) = self.copyset(span.chunk, Unplaced::Place).await? else {
             return Err(IoErrorKind::ReadOnly.into());
         };
+        if self.lazy_at(span.chunk, 0).is_some() {
+            Box::pin(self.make_present(copyset, &span)).await?;
+        }
         let _in_flight = self.session.admit(span.len).await;
         let mut request = Request { copyset, span, action: Action::write(span.offset, data) };
         self.run(&mut request, Some(&mut ticket.part())).await.map(drop)
@@ -153,8 +159,12 @@ impl DataPath<'_> {
         let Some(copyset) = self.copyset(span.chunk, Unplaced::Place).await? else {
             return Err(IoErrorKind::ReadOnly.into());
         };
+        let masks = self.lazy_at(span.chunk, span.offset).is_some();
+        if masks {
+            Box::pin(self.make_present(copyset, &span)).await?;
+        }
         let _in_flight = self.session.admit(0).await;
-        let mut request = Request { copyset, span, action: Action::Zero };
+        let mut request = Request { copyset, span, action: Action::Zero { masks } };
         self.run(&mut request, Some(&mut ticket.part())).await.map(drop)
     }
 

@@ -18,7 +18,7 @@ use ogee_common::id::{AttachEpoch, ChunkIndex, CopysetId, LayerId, SegmentIndex,
 use ogee_common::limits::{CHUNKS_PER_SEGMENT, LAYOUT_PREFETCH_SEGMENTS};
 use ogee_proto::MdsErrorKind;
 use ogee_proto::mds;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -113,6 +113,30 @@ impl LayoutCache {
         Ok(copysets)
     }
 
+    /// Takes over the placements that another cache of the same layer knows: they never change. That a segment has none is not taken over.
+    pub(crate) fn learn_from(&self, other: &Self) {
+        if self.layer == other.layer {
+            let known = other.segments.read().unwrap_or_else(PoisonError::into_inner);
+            let placed = known.iter().filter_map(|(index, known)| match known {
+                Known::Placed(placement) => Some((*index, Known::Placed(Arc::clone(placement)))),
+                Known::Absent { .. } => None,
+            });
+            self.segments.write().unwrap_or_else(PoisonError::into_inner).extend(placed);
+        }
+    }
+
+    /// The copysets of the segments that are known, each once, at most `max`.
+    pub(crate) fn copysets(&self, max: usize) -> Vec<CopysetId> {
+        let segments = self.segments.read().unwrap_or_else(PoisonError::into_inner);
+        let mut found = BTreeSet::new();
+        for known in segments.values() {
+            if let Known::Placed(placement) = known {
+                found.extend(placement.iter().map(|copyset| copyset.0));
+            }
+        }
+        found.into_iter().take(max).map(CopysetId).collect()
+    }
+
     /// Takes over what was asked at `since`: of the segments in `range`, those in `placed` have a placement.
     fn merge(&self, range: std::ops::Range<u32>, placed: Vec<(u32, Placement)>, since: Instant) {
         let mut segments = self.segments.write().unwrap_or_else(PoisonError::into_inner);
@@ -201,6 +225,20 @@ mod tests {
         let mut with_zero = vec![1; 64];
         with_zero[9] = 0;
         assert!(cache.check(&layout(7, 3, with_zero), &(0..64)).is_err());
+    }
+
+    #[test]
+    fn another_cache_of_the_layer_tells_placements_and_nothing_else() {
+        let placement: Placement = Arc::new([CopysetId(9); CHUNKS_PER_SEGMENT as usize]);
+        let reader = LayoutCache::new(LayerId(7), Some(Duration::ZERO));
+        reader.merge(0..64, vec![(3, placement)], clock::now());
+        assert_eq!((reader.copysets(8), reader.copysets(0)), (vec![CopysetId(9)], vec![]));
+        let (writer, stranger) = (LayoutCache::new(LayerId(7), None), LayoutCache::new(LayerId(8), None));
+        writer.learn_from(&reader);
+        stranger.learn_from(&reader);
+        let (chunk, other) = (ChunkIndex(3 * CHUNKS_PER_SEGMENT), ChunkIndex(4 * CHUNKS_PER_SEGMENT));
+        assert_eq!((writer.lookup(chunk), writer.lookup(other)), (Lookup::At(CopysetId(9)), Lookup::Unknown));
+        assert_eq!(stranger.lookup(chunk), Lookup::Unknown);
     }
 
     #[test]

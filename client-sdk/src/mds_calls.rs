@@ -98,6 +98,10 @@ rpcs! {
     pub delete_schedule(m::DeleteScheduleRequest) -> m::Empty;
     /// One page of the schedules, in the order of their names.
     pub list_schedules(m::ListSchedulesRequest) -> m::ScheduleList;
+    /// Says that a layer needs the backup that it stands on no more; repeating it is no error.
+    pub complete_backup_parent(m::CompleteBackupParentRequest) -> m::Empty;
+    /// One page of the layers that stand on backups, in the order of their numbers.
+    pub list_backup_parents(m::ListBackupParentsRequest) -> m::BackupParentList;
     /// Replicas of copysets, with addresses.
     pub get_copysets(m::GetCopysetsRequest) -> m::CopysetList;
 }
@@ -111,6 +115,7 @@ slow_rpcs! {
     delete_snapshot_raw delete_snapshot(m::DeleteSnapshotRequest) -> m::Empty;
     clone_volume_raw clone_volume(m::CloneVolumeRequest) -> m::Volume;
     rollback_volume_raw rollback_volume(m::RollbackVolumeRequest) -> m::Volume;
+    create_lazy_volume_raw create_lazy_volume(m::CreateLazyVolumeRequest) -> m::Volume;
     create_pool_raw create_pool(m::CreatePoolRequest) -> m::Pool;
 }
 
@@ -220,6 +225,22 @@ impl MdsClient {
         let group = snapshots.first().map_or(0, |s| s.group);
         let whole = snapshots.iter().all(|s| s.group == group);
         Ok(whole.then_some(m::SnapshotGroup { group, snapshots }))
+    }
+
+    /// Makes a volume that stands on a backup.
+    ///
+    /// # Errors
+    /// `already-exists`, `not-found` (pool), `invalid-argument`, `no-space`, `unavailable`; the call is unknown to an MDS of an older build.
+    pub async fn create_lazy_volume(&self, request: m::CreateLazyVolumeRequest) -> Result<m::Volume, MdsCallError> {
+        let path = request.volume.as_ref().map(|v| v.path.clone()).unwrap_or_default();
+        let backup = request.backup.as_ref().map_or(0, |b| b.backup);
+        match self.create_lazy_volume_raw(request).await {
+            Err(e) if already_done(&e, MdsErrorKind::AlreadyExists) => {
+                let volume = self.stat_volume(m::StatVolumeRequest { path }).await?;
+                if volume.backup.as_ref().is_some_and(|b| b.backup == backup) { Ok(volume) } else { Err(e) }
+            }
+            other => other,
+        }
     }
 
     /// Deletes a snapshot that has no children.

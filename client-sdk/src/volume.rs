@@ -6,13 +6,17 @@
 //! statistics; every handle has its own connections. Absent: anything about VMs.
 
 use crate::attachment::{AttachInfo, Attachment};
+use crate::backup::UnknownRepository;
+use crate::below::{self, BadBelow};
 use crate::attempt::{DataPath, Failure};
 use crate::block_device::{BlockDevice, DeviceInfo, Extent, IoError, IoErrorKind, Moment, ReadData};
 use crate::cluster::Cluster;
 use crate::gate::Gate;
 use crate::io::{LEN_MAX, check_range};
 use crate::layout::LayoutCache;
+use crate::lazy::Lazy;
 use crate::mds_client::MdsCallError;
+use crate::profile::{PageRun, Recorder};
 use crate::session::Session;
 use crate::stats::{Stats, Verb, VolumeStats, bump};
 use crate::throttle::Throttle;
@@ -27,12 +31,14 @@ use ogee_proto::{MdsErrorKind, volume_limits};
 use ogee_proto::data::Ancestor;
 use ogee_proto::mds::{AttachGrant, AttachVolumeRequest, DetachVolumeRequest};
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use tokio::sync::watch;
 
 /// The seq at which a live volume is read by a client that does not write it: newer than every write. Half of the
 /// range, so that a reader of the message may add to it.
 const LIVE_READ_SEQ: VolumeSeq = VolumeSeq(u64::MAX >> 1);
+/// Copysets whose leaders are connected to ahead of the first IO; the leaders of so many are on nearly every chunkserver of a cluster.
+const WARM_COPYSETS_MAX: usize = 1024;
 
 /// How to open a volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +71,15 @@ pub enum OpenError {
     SnapshotIsReadOnly {
         /// What was asked for.
         volume: String,
+    },
+    /// It stands on a backup in a repository that this process has no access to; the attach was given back.
+    #[error("{volume} stands on a backup that this process cannot read")]
+    NoRepository {
+        /// What was asked for.
+        volume: String,
+        /// Which repository.
+        #[source]
+        source: UnknownRepository,
     },
     /// The MDS granted something that makes no sense; nothing was touched.
     #[error("the MDS granted an attach of {volume} with a bad {field}")]
@@ -111,11 +126,24 @@ impl Volume {
             resume: mode == OpenMode::Resume,
             client: cluster.0.client,
             description: cluster.0.config.description.clone(),
+            reads_backups: cluster.0.config.backups.is_some(),
         };
         let attach = cluster.mds().attach_volume(request);
         let grant = attach.await.map_err(|source| OpenError::Attach { volume: name.clone(), source })?;
-        let volume = Self::with_grant(cluster, volume, mode, &grant)
-            .map_err(|field| OpenError::BadGrant { volume: name, field })?;
+        let bad = |field| OpenError::BadGrant { volume: name.clone(), field };
+        let below = match below::of(cluster, &grant) {
+            Ok(below) => below,
+            Err(BadBelow::Field(field)) => return Err(bad(field)),
+            Err(BadBelow::NoAccess(source)) => {
+                below::give_back(cluster, &grant).await;
+                return Err(OpenError::NoRepository { volume: name, source });
+            }
+        };
+        let lazy = below.as_ref().map(|below| below.lazy.clone());
+        let volume = Self::with_grant(cluster, volume, (mode, lazy), &grant).map_err(bad)?;
+        if let Some(below) = below {
+            below.start(&volume.at, &volume.session);
+        }
         volume.at.limit(volume_limits(grant.volume.as_ref().and_then(|v| v.limits.as_ref())));
         if !volume.at.is_read_only() {
             control::start(&volume.at);
@@ -128,7 +156,7 @@ impl Volume {
     fn with_grant(
         cluster: &Cluster,
         name: &VolumeRef,
-        mode: OpenMode,
+        (mode, lazy): (OpenMode, Option<Arc<Lazy>>),
         grant: &AttachGrant,
     ) -> Result<Self, &'static str> {
         let volume = grant.volume.as_ref().filter(|v| v.id != 0).ok_or("volume")?;
@@ -162,6 +190,8 @@ impl Volume {
                 sector_bytes,
             },
             chain: grant.ancestry.iter().map(parent).collect(),
+            lazy,
+            recorder: OnceLock::new(),
             gate: Gate::new(seq),
             throttle: Throttle::default(),
             order: Arc::default(),
@@ -214,6 +244,18 @@ impl Volume {
         self.at.stats.snapshot()
     }
 
+    /// From now on records which pages are read first, of all handles together, until so many bytes of pages are known. Once for a volume.
+    pub fn record(&self, limit_bytes: u64) {
+        // An error means that it is recording already.
+        let _ = self.at.recorder.set(Recorder::new(limit_bytes));
+    }
+
+    /// What [`Volume::record`] has seen so far, in order.
+    #[must_use]
+    pub fn recorded(&self) -> Vec<PageRun> {
+        self.at.recorder.get().map(Recorder::runs).unwrap_or_default()
+    }
+
     /// Refuses further IO through every handle, waits for IO in flight, and gives the attach back to the MDS. IO that
     /// cannot end (its copyset has no quorum and there is no IO timeout) is waited for without limit.
     ///
@@ -241,8 +283,27 @@ impl Volume {
         Ok(())
     }
 
+    /// Waits until the layout is loaded, as far as the MDS answers.
+    pub(crate) async fn load_layout(&self) {
+        let loading = self.at.cluster.control().spawn(control::load_layout(Arc::downgrade(&self.at)));
+        if let Err(error) = loading.await {
+            tracing::debug!(target: "controlpath", %error, "load layout");
+        }
+    }
+
+    /// Learns the placements that another open volume of the same layer knows.
+    pub(crate) fn adopt_layout(&self, other: &Self) {
+        self.at.layout.learn_from(&other.at.layout);
+    }
+
+    /// The attach of `granted` through the connections of this handle, with its serial.
+    pub(crate) fn with_attach_of(&self, granted: &Self) -> Self {
+        Self { at: granted.at.clone(), session: self.session.clone(), serial: self.serial.clone() }
+    }
+
     /// Whether another attach has taken the volume; this one never serves IO again then.
-    pub(crate) fn is_fenced(&self) -> bool {
+    #[must_use]
+    pub fn is_fenced(&self) -> bool {
         self.at.gate.check() == Err(IoErrorKind::Fenced)
     }
 
@@ -341,6 +402,9 @@ impl BlockDevice for Volume {
     async fn read(&self, offset: u64, len: u32) -> Result<ReadData, IoError> {
         let io = async {
             self.check(offset, u64::from(len), LEN_MAX)?;
+            if let Some(recorder) = self.at.recorder.get() {
+                recorder.touch(offset, len);
+            }
             let _ticket = self.at.gate.enter_read()?;
             self.path().read(offset, len).await
         };
@@ -387,6 +451,19 @@ impl BlockDevice for Volume {
         };
         let failed = |Failure { kind, source }| IoError { kind, verb: "extents", offset, len, source };
         self.limited(io).await.map_err(failed)
+    }
+
+    /// Finds the leaders of the copysets that the layout names and connects to them.
+    async fn warm_up(&self) {
+        for copyset in self.at.layout.copysets(WARM_COPYSETS_MAX) {
+            // One that cannot be reached is asked for again when it is needed.
+            let _ = self.path().connection(copyset).await;
+        }
+    }
+
+    fn leave(&self) {
+        self.at.end(false);
+        self.at.stop_tasks();
     }
 
     fn resized(&self) -> watch::Receiver<u64> {

@@ -49,27 +49,28 @@ pub(crate) fn start(at: &Arc<Attachment>) {
     at.tasks.lock().unwrap_or_else(PoisonError::into_inner).push(task);
 }
 
-/// Loads the whole layout and the replicas of its copysets in the background, so that running IO does not notice when
-/// the MDS is lost. What it misses is asked for when needed.
+/// Loads the layout in the background, so that running IO does not notice when the MDS is lost.
 pub(crate) fn warm_up(at: &Arc<Attachment>) {
-    let weak = Arc::downgrade(at);
-    let task = at.cluster.control().spawn(async move {
-        use ogee_common::{geometry::segment_of, id::ChunkIndex, limits};
-        let step = limits::LAYOUT_PREFETCH_SEGMENTS * limits::CHUNKS_PER_SEGMENT;
-        let mut chunk = ChunkIndex(0);
-        loop {
-            let Some(at) = weak.upgrade() else { return };
-            if u64::from(segment_of(chunk).0) * limits::SEGMENT_BYTES >= *at.size.borrow() {
-                return;
-            }
-            match at.layout.fetch(&at.cluster.mds, chunk).await {
-                Ok(copysets) => at.learn_replicas(&copysets).await,
-                Err(error) => tracing::debug!(target: "controlpath", %error, "load layout"),
-            }
-            chunk.0 += step;
-        }
-    });
+    let task = at.cluster.control().spawn(load_layout(Arc::downgrade(at)));
     at.tasks.lock().unwrap_or_else(PoisonError::into_inner).push(task);
+}
+
+/// Loads the whole layout and the replicas of its copysets. What it misses is asked for when needed.
+pub(crate) async fn load_layout(weak: Weak<Attachment>) {
+    use ogee_common::{geometry::segment_of, id::ChunkIndex, limits};
+    let step = limits::LAYOUT_PREFETCH_SEGMENTS * limits::CHUNKS_PER_SEGMENT;
+    let mut chunk = ChunkIndex(0);
+    loop {
+        let Some(at) = weak.upgrade() else { return };
+        if u64::from(segment_of(chunk).0) * limits::SEGMENT_BYTES >= *at.size.borrow() {
+            return;
+        }
+        match at.layout.fetch(&at.cluster.mds, chunk).await {
+            Ok(copysets) => at.learn_replicas(&copysets).await,
+            Err(error) => tracing::debug!(target: "controlpath", %error, "load layout"),
+        }
+        chunk.0 += step;
+    }
 }
 
 struct Watcher {

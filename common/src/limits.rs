@@ -114,8 +114,46 @@ pub const VHOST_ZERO_RANGES_MAX: u32 = 16;
 pub const VHOST_ZERO_SECTORS_MAX: u32 = (1 << 30) / SECTOR_BYTES;
 /// A stopping vhost-user-blk daemon waits this long for requests in flight, then leaves them unanswered.
 pub const VHOST_STOP_DRAIN: Duration = Duration::from_secs(5);
+/// A running vhost-user-blk daemon waits this long for the one that is to take over to have made everything ready. The guest runs meanwhile.
+pub const VHOST_UPGRADE_PREPARE: Duration = Duration::from_secs(60);
+/// At a hand-over, a step that takes well under a millisecond (a message answered, a turn of a loop ended) is given up after this.
+pub const VHOST_UPGRADE_STEP: Duration = Duration::from_millis(100);
+/// At a hand-over, requests in flight are waited for this long; what is not answered then is run again by the new daemon.
+/// Longer than a write takes on a healthy cluster, and a fifth of the pause that is allowed.
+pub const VHOST_UPGRADE_DRAIN: Duration = Duration::from_millis(10);
+/// The same where the front end keeps no in-flight memory, so that the new daemon could not run them again.
+pub const VHOST_UPGRADE_DRAIN_UNRECORDED: Duration = Duration::from_millis(500);
+/// With its rings stopped, the old daemon waits this long for the new one to accept them, then goes on.
+pub const VHOST_UPGRADE_ACCEPT: Duration = Duration::from_secs(1);
+/// A new daemon opens connections this long before it takes over without those that are missing.
+pub const VHOST_UPGRADE_WARM_UP: Duration = Duration::from_secs(5);
 
+/// Volumes of one `ogee vhost-blk serve`: each has a socket, and while a front end is connected a thread for each queue.
+pub const VHOST_VOLUMES_MAX: usize = 1024;
+/// Attaches of one `ogee vhost-blk serve` under way at once; more wait, so that a start with many volumes does not flood the MDS.
+pub const VHOST_ATTACHES_PARALLEL: usize = 16;
+/// A volume that could not be attached at the start, or whose server ended, is tried again after this pause.
+pub const VHOST_REATTACH_PAUSE: Duration = Duration::from_secs(1);
+/// Bytes of one request line on a control socket, without its end; far above a path of 107 bytes and a volume's name.
+pub const VHOST_CONTROL_LINE_BYTES_MAX: usize = 64 << 10;
+/// Bytes of one reply line: the figures of [`VHOST_VOLUMES_MAX`] volumes, five kinds of IO with a histogram each.
+pub const VHOST_CONTROL_REPLY_BYTES_MAX: usize = 16 << 20;
+/// Connections of a control socket at the same time; more are told so and closed.
+pub const VHOST_CONTROL_CONNECTIONS_MAX: usize = 32;
+/// A control connection that sends no whole line for so long, or takes no reply, is closed.
+pub const VHOST_CONTROL_IDLE: Duration = Duration::from_secs(30);
+/// A command waits so long for the answer on a control socket: an attach or detach while the MDS has no leader is the longest.
+pub const VHOST_CONTROL_REPLY_LIMIT: Duration = Duration::from_secs(60);
+/// Bytes of the file in which `ogee vhost-blk serve` keeps what is attached.
+pub const VHOST_STATE_BYTES_MAX: usize = 8 << 20;
+/// Pause after a failed accept (no descriptors left) on a control socket.
+pub const VHOST_CONTROL_ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+// A name of 4,351 bytes, a path of 107 that is escaped, options.
+const _: () = assert!(VHOST_VOLUMES_MAX * 8192 <= VHOST_STATE_BYTES_MAX);
+const _: () = assert!(VHOST_VOLUMES_MAX * 16_384 <= VHOST_CONTROL_REPLY_BYTES_MAX);
 const _: () = assert!(VHOST_QUEUE_BYTES_MAX >= IO_BYTES_MAX as usize);
+const _: () = assert!(VHOST_UPGRADE_WARM_UP.as_millis() < VHOST_UPGRADE_PREPARE.as_millis());
 
 /// Exports of one NBD server: each costs a handle per thread, and all are named in one answer to LIST.
 pub const NBD_EXPORTS_MAX: usize = 64;
@@ -330,6 +368,32 @@ pub const S3_ATTEMPTS: u32 = 6;
 const _: () = assert!(BACKUP_BLOCK_BYTES_MAX <= REQUEST_BYTES_MAX);
 const _: () = assert!(BACKUP_LEAF_BLOCKS * 40 <= BACKUP_BLOCK_BYTES_MIN as usize);
 
+/// Content of backups that an open volume which stands on one keeps in memory: what a boot reads again within seconds.
+pub const LAZY_CACHE_BYTES: usize = 64 << 20;
+/// Blocks that wait to be pasted by an open volume; more are left to the hydrator.
+pub const LAZY_OFFERS_MAX: usize = 256;
+/// Blocks of which an open volume knows that it has offered them; then it forgets them all, and may paste some twice.
+pub const LAZY_OFFERS_REMEMBERED: usize = 65_536;
+/// Blocks that an open volume pastes at once, beside the IO of its guest.
+pub const LAZY_PASTES_PARALLEL: usize = 4;
+/// A block that was offered must be pasted within this time.
+pub const LAZY_PASTE_TIMEOUT: Duration = Duration::from_secs(30);
+/// First pause before a backup that was not read is asked again, while IO waits.
+pub const LAZY_RETRY_MIN: Duration = Duration::from_millis(100);
+/// Longest such pause: a repository that is back is noticed within it.
+pub const LAZY_RETRY_MAX: Duration = Duration::from_secs(3);
+/// Bytes of a boot profile: text of 65,536 runs of pages.
+pub const BACKUP_PROFILE_BYTES_MAX: usize = 2 << 20;
+/// Pages that are recorded for a boot profile: 256 MiB, more than an image needs to its prompt.
+pub const BOOT_PROFILE_RECORD_BYTES: u64 = 256 << 20;
+/// Blocks that a hydrator reads and pastes at once.
+pub const HYDRATE_BLOCKS_PARALLEL: usize = 8;
+/// Leaves of a backup that an open volume keeps in memory: 40 KiB each, for 256 MiB of blocks of 256 KiB.
+pub const LAZY_LEAVES_MAX: usize = 256;
+
+const _: () = assert!(LAZY_CACHE_BYTES >= 16 * BACKUP_BLOCK_BYTES_MAX as usize);
+const _: () = assert!(BACKUP_BLOCK_BYTES_MAX <= PAGES_PER_ROW * PAGE_BYTES);
+
 /// Service tasks that have not ended; more are refused. A taker looks at all of them.
 pub const SERVICE_TASKS_OPEN_MAX: usize = 1024;
 /// Service tasks that have ended and are still shown, and whose keys are still known; the oldest are forgotten.
@@ -361,6 +425,29 @@ pub const SERVICE_TASK_RETRY_PAUSE: Duration = Duration::from_secs(3);
 /// Tasks that one snapclone does at once, at most: each has 16 blocks in memory.
 pub const SNAPCLONE_TASKS_MAX: usize = 64;
 
+/// Bytes of the body of a request to snapclone's API: a few names and numbers as JSON.
+pub const API_BODY_BYTES_MAX: usize = 64 << 10;
+/// Bytes of the head of a request to snapclone's API: a path of `PATH_BYTES_MAX` bytes, percent-encoded, and a token.
+pub const API_HEAD_BYTES_MAX: usize = 32 << 10;
+/// Connections that one listener of snapclone's API serves at once; more wait in the kernel's queue.
+pub const API_CONNECTIONS_MAX: usize = 256;
+/// A client of the API has sent the head of its request by then.
+pub const API_HEAD_TIMEOUT: Duration = Duration::from_secs(15);
+/// A request to the API is answered by then. Longer than a call of the MDS with all its attempts.
+pub const API_REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+/// Requests that are under way when a snapclone ends are waited for this long.
+pub const API_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Entries of one page of the API.
+pub const API_PAGE_MAX: usize = 256;
+/// Entries of one page of the API unless asked otherwise.
+pub const API_PAGE_DEFAULT: usize = 64;
+/// Tokens that a tokens file of the API may have.
+pub const API_TOKENS_MAX: usize = 256;
+/// Volumes whose paths an instance remembers for Curve's identities.
+pub const CURVE_PATHS_MAX: usize = 4096;
+
+const _: () = assert!(API_REQUEST_TIMEOUT.as_millis() > MDS_CALL_TIMEOUT.as_millis());
+const _: () = assert!(API_PAGE_DEFAULT <= API_PAGE_MAX && API_PAGE_MAX <= SERVICE_TASKS_LISTED_MAX);
 const _: () = assert!(SERVICE_TASK_RENEW.as_millis() * 3 <= SERVICE_TASK_GIVE_UP.as_millis());
 const _: () = assert!(SERVICE_TASK_GIVE_UP.as_millis() < SERVICE_TASK_LEASE.as_millis());
 const _: () = assert!(SERVICE_TASKS_LISTED_MAX * (3 * SERVICE_TASK_TEXT_BYTES_MAX + 1024) < 4 << 20);

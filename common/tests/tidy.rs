@@ -82,7 +82,7 @@ fn unsafe_code_is_contained() {
     // A test that drives a foreign library, whose interface takes raw memory; a test that stands in for two functions of the C library.
     let homes = [
         "server/disk/src/io.rs",
-        "vhost-blk/src/guest_buffer.rs",
+        "vhost-blk/src/handover/exchange.rs",
         "vhost-blk/tests/independent_driver.rs",
         "vm-tests/tests/sim/entropy.rs",
     ];

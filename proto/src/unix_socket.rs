@@ -90,6 +90,25 @@ impl BoundSocket {
         Ok((socket, listener))
     }
 
+    /// The socket of another process at `path`, whose listener was given to this one: from now on it is removed here.
+    ///
+    /// # Errors
+    /// [`SocketError`]: there is none.
+    pub fn adopt(path: &Path) -> Result<Self, SocketError> {
+        let metadata = fs::symlink_metadata(path);
+        let metadata = metadata.map_err(|source| SocketError::Io { verb: "look at", path: path.to_owned(), source })?;
+        if !metadata.file_type().is_socket() {
+            return Err(SocketError::NotASocket { path: path.to_owned() });
+        }
+        Ok(Self { path: path.to_owned(), device: metadata.dev(), inode: metadata.ino() })
+    }
+
+    /// The listener was given to another process, which removes the socket: it stays.
+    pub fn leave(mut self) {
+        // No socket has this number, so the drop finds another one's.
+        self.inode = 0;
+    }
+
     fn is(&self, metadata: &Metadata) -> bool {
         metadata.dev() == self.device && metadata.ino() == self.inode
     }
@@ -140,6 +159,21 @@ mod tests {
         assert!(matches!(BoundSocket::bind(&path, None), Err(SocketError::InUse { .. })));
         drop(socket);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_socket_that_was_given_away_is_removed_by_its_new_owner() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let (old, _listener) = BoundSocket::bind(&path, None).unwrap();
+        let new = BoundSocket::adopt(&path).unwrap();
+        old.leave();
+        assert!(path.exists());
+        drop(new);
+        assert!(!path.exists());
+        assert!(BoundSocket::adopt(&path).is_err());
+        fs::write(&path, "data").unwrap();
+        assert!(matches!(BoundSocket::adopt(&path), Err(SocketError::NotASocket { .. })));
     }
 
     #[test]

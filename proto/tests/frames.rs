@@ -8,8 +8,8 @@ use ogee_common::checksum::fragment_crcs;
 use ogee_common::id::{AttachEpoch, ChunkIndex, ConnectionGeneration, CopysetId, LayerId, SessionId, Term, VolumeSeq};
 use ogee_proto::data::{
     Ancestor, ChunkPages, Command, DropVersionHead, FlattenHead, Frame, FrameReader, HEADER_BYTES, Header, HelloHead, HelloReply, LayerHead,
-    Opcode, OpenLayerHead, OutFrame, PageMapHead, PageMapReply, RaftHead, ReadHead, ReadReply, Redirect, Role, SealHead, Status, StatusHead,
-    StatusReply, WriteHead, ZeroHead,
+    Opcode, OpenLayerHead, OutFrame, PageMapHead, PageMapReply, PasteHead, PastePages, RaftHead, ReadHead, ReadReply, Redirect, Role, SealHead,
+    Status, StatusHead, StatusReply, ThinReply, WriteHead, ZeroHead,
 };
 use proptest::prelude::*;
 use std::path::PathBuf;
@@ -61,6 +61,13 @@ fn page_map_reply() -> PageMapReply {
     PageMapReply { data: set(0, 5), zero: set(15, 3), changed: None }
 }
 
+/// Page 3 of its row is data, page 4 zeros, and page 5 is not wanted.
+fn paste() -> (Bytes, PastePages) {
+    let content = [[0xA5; 4096], [0; 4096], [7; 4096]].concat();
+    let (pages, data) = PastePages::of(2, 3, &content, |page| page != 5);
+    (data, pages)
+}
+
 fn wire(frame: &OutFrame) -> Vec<u8> {
     let mut all = frame.prefix.to_vec();
     frame.payload.iter().for_each(|p| all.extend_from_slice(p));
@@ -84,8 +91,8 @@ fn all_frames() -> Vec<(&'static str, OutFrame)> {
         ("hello", OutFrame::request(Opcode::Hello, 1, &hello().encode(), none())),
         ("hello_reply", OutFrame::reply(Opcode::Hello, Status::Ok, 1, &HelloReply { version: 1, process: 3 }.encode(), none())),
         ("write", OutFrame::request(Opcode::Write, 2, &write.encode(), data.clone())),
-        ("zero", OutFrame::request(Opcode::Zero, 3, &ZeroHead { at: at(0, 16 << 20) }.encode(), none())),
-        ("read", OutFrame::request(Opcode::Read, 4, &ReadHead { at: at(512, 4096), chain: chain() }.encode(), none())),
+        ("zero", OutFrame::request(Opcode::Zero, 3, &ZeroHead { at: at(0, 16 << 20), masks: false }.encode(), none())),
+        ("read", OutFrame::request(Opcode::Read, 4, &ReadHead { at: at(512, 4096), tells_missing: false, chain: chain() }.encode(), none())),
         ("read_reply", OutFrame::reply(Opcode::Read, Status::Ok, 4, &ReadReply { crcs: vec![1, 2] }.encode(), data)),
         ("read_reply_zero", OutFrame::reply(Opcode::Read, Status::Ok, 4, &ReadReply { crcs: vec![] }.encode(), none())),
         ("open_layer", OutFrame::request(Opcode::OpenLayer, 5, &open.encode(), none())),
@@ -125,6 +132,18 @@ fn all_frames() -> Vec<(&'static str, OutFrame)> {
     ] {
         frames.push((name, frame));
     }
+    let (pasted, pages) = paste();
+    let head = PasteHead { copyset: CopysetId(6), layer: LayerId(12), chunk: ChunkIndex(7), pages };
+    let thin = ThinReply { read: ReadReply { crcs: vec![1, 2] }, missing: vec![false, true] };
+    let (missing, masks) = (ReadHead { at: at(512, 4096), tells_missing: true, chain: vec![] }, ZeroHead { at: at(0, 4096), masks: true });
+    for (name, frame) in [
+        ("paste", OutFrame::request(Opcode::Paste, 11, &head.encode(), pasted)),
+        ("read_missing", OutFrame::request(Opcode::Read, 12, &missing.encode(), none())),
+        ("read_missing_reply", OutFrame::reply(Opcode::Read, Status::Ok, 12, &thin.encode(), none())),
+        ("zero_masks", OutFrame::request(Opcode::Zero, 13, &masks.encode(), none())),
+    ] {
+        frames.push((name, frame));
+    }
     // No group before it: a line for each of several.
     frames.push(("raft_beat", OutFrame::request(Opcode::RaftBeat, 9, &[0; 4], none())));
     frames
@@ -134,7 +153,9 @@ fn all_commands() -> Vec<(&'static str, Command)> {
     let data = Bytes::from_static(&[0x5A; 512]);
     let write = WriteHead { at: at(0, 512), crcs: fragment_crcs(0, &data).collect() };
     let layer = LayerId(12);
+    let (pasted, pages) = paste();
     vec![
+        ("command_paste", Command::Paste(PasteHead { copyset: CopysetId(6), layer, chunk: ChunkIndex(7), pages }, pasted)),
         ("command_write", Command::Write(write, data)),
         ("command_seal", Command::Seal(SealHead { layer, seq: VolumeSeq(5) })),
         ("command_drop_layer", Command::DropLayer(layer)),
@@ -214,6 +235,41 @@ fn page_maps_round_trip_and_nonsense_is_refused() {
     let pages = page_map_reply().data;
     let set: Vec<u32> = (0..4096).filter(|p| pages.contains(*p)).take(4).collect();
     assert_eq!(set, [8, 10, 17, 19], "page 8 is bit 0 of byte 1, which is 5");
+}
+
+#[test]
+fn pastes_round_trip_and_nonsense_is_refused() {
+    let (data, pages) = paste();
+    assert!(pages.matches(&data) && !pages.matches(&data[..4095]) && !pages.is_empty());
+    assert_eq!((pages.data[0], pages.zero[0], pages.crcs.len()), (1 << 3, 1 << 4, 1));
+    let head = PasteHead { copyset: CopysetId(6), layer: LayerId(12), chunk: ChunkIndex(7), pages };
+    assert_eq!(PasteHead::decode(&head.encode()), Ok(head.clone()));
+    let wrong: [fn(&mut PasteHead); 5] = [
+        |h| h.pages.row = 16,
+        |h| h.layer = LayerId(0),
+        |h| h.copyset = CopysetId(0),
+        |h| h.pages.zero[0] |= 1 << 3,
+        |h| h.pages.data[9] = 1,
+    ];
+    for change in wrong {
+        let mut other = head.clone();
+        change(&mut other);
+        assert!(PasteHead::decode(&other.encode()).is_err(), "{other:?}");
+    }
+    let short = Command::Paste(head.clone(), data.slice(..4095)).encode();
+    assert!(Command::decode(&short).is_err(), "as many pages as it says");
+    let body = Bytes::from(wire(&OutFrame::request(Opcode::Paste, 1, &head.encode(), data.clone()))).slice(HEADER_BYTES..);
+    assert_eq!(Command::decode(&body), Ok(Command::Paste(head, data)), "the frame's body is the command");
+}
+
+#[test]
+fn thin_replies_round_trip_and_nonsense_is_refused() {
+    for missing in [vec![], vec![true; 8], (0..257).map(|page| page % 3 == 0).collect()] {
+        let reply = ThinReply { read: ReadReply { crcs: vec![9; missing.len()] }, missing };
+        assert_eq!(ThinReply::decode(&reply.encode()), Ok(reply));
+    }
+    assert!(ThinReply::decode(&[1, 0, 2, 0, 0]).is_err(), "a page behind the last one");
+    assert!(ThinReply::decode(&[2, 1, 0]).is_err(), "more pages than a request touches");
 }
 
 #[test]
@@ -303,6 +359,8 @@ proptest! {
         let _ = Redirect::decode(&bytes);
         let _ = PageMapHead::decode(&bytes);
         let _ = PageMapReply::decode(&bytes);
+        let _ = PasteHead::decode(&bytes);
+        let _ = ThinReply::decode(&bytes);
     }
 
     #[test]
@@ -313,9 +371,11 @@ proptest! {
         let data = vec![7u8; (sectors * 512) as usize];
         let write = WriteHead { at: place, crcs: fragment_crcs(offset, &data).collect() };
         prop_assert_eq!(WriteHead::decode(&write.encode()), Ok(write));
-        let read = ReadHead { at: place, chain };
-        prop_assert_eq!(ReadHead::decode(&read.encode()), Ok(read));
-        let zero = ZeroHead { at: place };
-        prop_assert_eq!(ZeroHead::decode(&zero.encode()), Ok(zero));
+        for flag in [false, true] {
+            let read = ReadHead { at: place, tells_missing: flag, chain: chain.clone() };
+            prop_assert_eq!(ReadHead::decode(&read.encode()), Ok(read));
+            let zero = ZeroHead { at: place, masks: flag };
+            prop_assert_eq!(ZeroHead::decode(&zero.encode()), Ok(zero));
+        }
     }
 }

@@ -2,6 +2,7 @@
 //! promise of a decoder is broken. Not an interface.
 
 use crate::index::{leaf_content, open_index, parse_leaf, seal_index};
+use crate::profile::BootProfile;
 use crate::seal::Sealer;
 
 /// Content of an object that may be opened here.
@@ -18,6 +19,10 @@ pub fn backup_objects(data: &[u8]) {
     if let Ok(Some(index)) = open_index(&sealer, "name", &sealed, CONTENT_MAX) {
         let again = seal_index(&sealer, "name", Some(&index));
         assert!(open_index(&sealer, "name", &again, 2 * CONTENT_MAX).is_ok_and(|i| i.is_some()), "an index that was read is sound");
+    }
+    if let Ok(profile) = BootProfile::parse("name", data) {
+        assert_eq!(BootProfile::parse("name", &profile.json()).ok().as_ref(), Some(&profile), "a profile that was read is sound");
+        assert!(profile.blocks(256 << 10, 1 << 20).len() <= 1 << 20);
     }
     let blocks = data.len() / 40;
     if let Some(leaf) = parse_leaf(data, blocks) {

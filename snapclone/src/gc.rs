@@ -6,7 +6,7 @@
 
 use crate::error::RepoError;
 use crate::index::{IndexKey, seal_index};
-use crate::layout::{BLOCKS, BlockRef, INDEXES, RUNS, parse_run_record, run_record};
+use crate::layout::{BLOCKS, BlockRef, INDEXES, RUNS, parse_run_record, profile_key, run_record};
 use crate::repository::Repository;
 use crate::run::{open_runs, read_record};
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -57,6 +57,7 @@ pub async fn collect(repo: &Repository, abandon_after: Duration) -> Result<GcRep
     }
     // 6. The indexes first, so that no index refers to a block that is gone; the marks last.
     for key in removed.iter().filter(|key| is_dead(key)) {
+        backend.delete(&profile_key(key.run)).await?;
         if indexes.contains(key) {
             backend.delete(&key.key()).await?;
             report.backups += 1;

@@ -16,6 +16,9 @@ pub(crate) const REMOVED: &str = "removed/";
 /// Prefix of the records of open runs.
 pub(crate) const RUNS: &str = "runs/";
 
+/// Prefix of boot profiles; then the run of the backup.
+pub(crate) const PROFILES: &str = "profiles/";
+
 /// A content address: SHA-256, or HMAC-SHA-256 in an encrypted repository.
 pub(crate) type Address = [u8; SHA256_OUTPUT_LEN];
 
@@ -53,6 +56,11 @@ impl BlockRef {
 /// Prefix of a run's blocks.
 pub(crate) fn run_blocks(run: u64) -> String {
     format!("{BLOCKS}{run:016x}/")
+}
+
+/// The boot profile of a backup.
+pub(crate) fn profile_key(run: u64) -> String {
+    format!("{PROFILES}{run:016x}")
 }
 
 /// The record of an open run.

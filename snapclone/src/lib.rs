@@ -13,6 +13,8 @@
 //! | `succession.rs` | several runs of which one makes the backup, because owners die |
 //! | `place.rs` | a repository's place as people write it |
 //! | `service/` | the daemon: takes tasks from the MDS and does them |
+//! | `lazy.rs` | backups as what volumes stand on |
+//! | `profile.rs` | boot profiles |
 //! | `export.rs`, `restore.rs`, `verify.rs`, `gc.rs` | what is done with all of it |
 //!
 //! Invariants: nothing that was read is returned unless it has the content it is addressed by; an index is written last,
@@ -30,7 +32,9 @@ mod gc;
 mod index;
 mod key_file;
 mod layout;
+mod lazy;
 mod place;
+mod profile;
 mod repository;
 mod restore;
 mod run;
@@ -47,7 +51,9 @@ pub use export::{ExportReport, Source, export, export_guarded};
 pub use gc::{GcReport, collect};
 pub use index::{BackupId, Index};
 pub use key_file::KeyFile;
+pub use lazy::{Repositories, RepositoryBackup, parent_of};
 pub use place::Place;
+pub use profile::BootProfile;
 pub use repository::{OpenOptions, Repository};
 pub use restore::{RestoreReport, restore};
 pub use s3::S3Options;

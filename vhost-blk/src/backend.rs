@@ -9,6 +9,7 @@
 //! | --- | --- |
 //! | GET_VRING_BASE | completed, then the reply is sent; it waits as long as the device does |
 //! | daemon stopped | completed, then the connection is closed; after `drain_timeout` they are dropped unanswered |
+//! | another daemon takes over | completed if they are so at once, else left to it (`handover.rs`) |
 //! | front end closed the connection | waited for before the next front end is served, but not answered |
 //! | daemon killed | unknown to the device |
 //!
@@ -21,26 +22,42 @@ use crate::dirty_log::QueueLog;
 use crate::inflight::QueueRecord;
 use crate::queue_loop::{QueueLoop, Taken, Vring, started_kick};
 use crate::queue_phase::QueuePhase;
-use crate::queue_thread::Summons;
+use crate::queue_thread::{Call, Summons};
 use crate::resubmit::{ResubmitError, recover};
 use crate::stats::VhostBlkStats;
 use ogee_client::{Arrival, BlockDevice};
-use ogee_common::limits::VHOST_QUEUE_SIZE_MAX;
+use ogee_common::limits::{
+    VHOST_QUEUE_SIZE_MAX, VHOST_UPGRADE_DRAIN, VHOST_UPGRADE_DRAIN_UNRECORDED, VHOST_UPGRADE_STEP, VHOST_UPGRADE_WARM_UP,
+};
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
 use vhost_user_backend::VringT;
+use virtio_queue::QueueT;
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 
 /// What a queue's thread drives IO with, used by it alone.
 struct Worker<D> {
     runtime: Runtime,
     device: D,
+}
+
+impl<D: BlockDevice> Worker<D> {
+    /// Opens connections ahead of the first request.
+    fn warm_up(&self, ready: &SyncSender<()>) {
+        let warm = async { tokio::time::timeout(VHOST_UPGRADE_WARM_UP, self.device.warm_up()).await };
+        if self.runtime.block_on(warm).is_err() {
+            tracing::warn!(target: "controlpath", "not all connections are open at the take-over");
+        }
+        // Nobody waits any more: then nobody wants to know.
+        let _ = ready.send(());
+    }
 }
 
 /// One virtqueue and its thread.
@@ -51,6 +68,8 @@ pub(crate) struct Queue {
     reported: AtomicBool,
     /// Where requests in flight are noted; taken out by the thread while the loop runs.
     record: Mutex<Option<QueueRecord>>,
+    /// Whether the ring that was started last has such a record.
+    recorded: AtomicBool,
     /// Set when the ring starts, until the thread has looked what a dead back end left.
     unrecovered: AtomicBool,
 }
@@ -69,11 +88,31 @@ pub(crate) struct Backend<D> {
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
+/// What a back end knows of the hypervisor, as far as the next one must know it; see [`Backend::arrival`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum KnownArrival {
+    /// No ring has run, and nothing was asked.
+    Unknown,
+    /// No ring has run, and it is a new one.
+    New,
+    /// A ring has run.
+    Used,
+}
+
 /// Requests in flight were dropped, so the ring's position says nothing; the connection ends without an answer.
 #[derive(Debug, thiserror::Error)]
 #[error("stop virtqueue {index}: requests in flight were given up")]
 pub(crate) struct GaveUp {
     index: usize,
+}
+
+/// Why rings could not be stopped for a hand-over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NotStill {
+    /// Requests in flight did not end, and are noted nowhere.
+    InFlight,
+    /// A loop did not come to the end of its turn.
+    Turning,
 }
 
 impl<D: BlockDevice> Backend<D> {
@@ -91,6 +130,7 @@ impl<D: BlockDevice> Backend<D> {
                 summons: Summons::default(),
                 reported: AtomicBool::new(false),
                 record: Mutex::new(None),
+                recorded: AtomicBool::new(false),
                 unrecovered: AtomicBool::new(false),
             })
         };
@@ -121,10 +161,16 @@ impl<D: BlockDevice> Backend<D> {
             device: self.device.for_thread(),
         };
         let backend = Arc::clone(self);
+        // What the thread logs is told of the server's volume, where a process has many.
+        let span = tracing::Span::current();
         let thread = std::thread::Builder::new().name(format!("vhost-queue-{index}")).spawn(move || {
+            let _span = span.enter();
             let queue = &backend.queues[index];
-            while queue.summons.wait() {
-                backend.run_queue(index, &worker);
+            while let Some(call) = queue.summons.wait() {
+                match call {
+                    Call::Run => backend.run_queue(index, &worker),
+                    Call::WarmUp(ready) => worker.warm_up(&ready),
+                }
             }
         });
         self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread?);
@@ -165,8 +211,46 @@ impl<D: BlockDevice> Backend<D> {
         })
     }
 
+    /// Lets the threads of the first `count` queues open their connections, and waits for them.
+    pub(crate) fn warm_up(&self, count: usize) {
+        let (sender, ready) = sync_channel(self.queues.len());
+        self.queues.iter().take(count).for_each(|queue| queue.summons.warm_up(sender.clone()));
+        drop(sender);
+        // Ends when every thread has reported, each within its time.
+        while ready.recv().is_ok() {}
+    }
+
+    /// Stops all rings for a hand-over: when this has succeeded guest memory is not written any more, until [`Backend::thaw`]. Requests that are not
+    /// answered then are in the in-flight record of their ring, and go on at the device.
+    ///
+    /// # Errors
+    /// [`NotStill`]; the rings have to be thawed in this case too.
+    pub(crate) fn freeze(&self) -> Result<(), NotStill> {
+        self.queues.iter().for_each(|queue| queue.phase.pause());
+        if self.wait_idle(VHOST_UPGRADE_DRAIN) {
+            return Ok(());
+        }
+        let deadline = ogee_common::clock::now() + VHOST_UPGRADE_DRAIN_UNRECORDED;
+        for queue in self.queues.iter().filter(|queue| !queue.recorded.load(Ordering::Acquire)) {
+            if !queue.phase.wait_idle(deadline.saturating_duration_since(ogee_common::clock::now())) {
+                return Err(NotStill::InFlight);
+            }
+        }
+        let still = |queue: &Queue| queue.phase.hold(VHOST_UPGRADE_STEP);
+        if self.queues.iter().all(still) { Ok(()) } else { Err(NotStill::Turning) }
+    }
+
+    /// The hand-over did not come about: the rings go on.
+    pub(crate) fn thaw(&self) {
+        for queue in &self.queues {
+            queue.phase.thaw();
+            queue.summons.call();
+        }
+    }
+
     /// The ring is set up: marks it as started, with its requests noted in `record` from now on, and wakes its thread.
     pub(crate) fn start_ring(&self, queue: &Queue, record: Option<QueueRecord>) {
+        queue.recorded.store(record.is_some(), Ordering::Release);
         *queue.record.lock().unwrap_or_else(PoisonError::into_inner) = record;
         queue.unrecovered.store(true, Ordering::Release);
         queue.vring.set_queue_ready(true);
@@ -221,6 +305,29 @@ impl<D: BlockDevice> Backend<D> {
     fn arrival(&self) -> Arrival {
         let found = || if self.is_new.load(Ordering::Acquire) { Arrival::New } else { Arrival::Back };
         *self.arrival.get_or_init(found)
+    }
+
+    /// Queues up to the last one whose ring is started.
+    pub(crate) fn rings_in_use(&self) -> usize {
+        self.queues.iter().rposition(|queue| queue.vring.get_ref().get_queue().ready()).map_or(0, |last| last + 1)
+    }
+
+    /// What is known of the front end's arrival, for a daemon that takes over.
+    pub(crate) fn known_arrival(&self) -> KnownArrival {
+        match (self.arrival.get(), self.is_new.load(Ordering::Acquire)) {
+            (Some(_), _) => KnownArrival::Used,
+            (None, true) => KnownArrival::New,
+            (None, false) => KnownArrival::Unknown,
+        }
+    }
+
+    /// The front end was another daemon's until now.
+    pub(crate) fn adopt_arrival(&self, known: KnownArrival) {
+        self.is_new.store(known == KnownArrival::New, Ordering::Release);
+        if known == KnownArrival::Used {
+            // Nothing has run here, so nothing is set yet.
+            let _ = self.arrival.set(Arrival::Back);
+        }
     }
 
     /// Runs the loop of a queue until its ring stops.

@@ -1,26 +1,22 @@
-//! One connection: the front end's messages in, and the back end's own requests out on the channel that the front end gave.
+//! The back end's own requests, out on the channel that the front end gave.
 //!
-//! Called by the server, with a thread for the messages and one that waits for the volume to be resized. Invariants: a
-//! message that is refused ends the connection and nothing else; a front end that does not read its channel delays nobody
-//! for longer than [`SEND_LIMIT`], and then has no channel any more.
+//! Called by the connection's threads: the one that reads messages finds the channel, and one waits for the volume to be resized. Invariant: a front end
+//! that does not read its channel delays nobody for longer than [`SEND_LIMIT`], and then has no channel any more.
 //!
 //! The `vhost` crate keeps the channel's descriptor to itself and has no call for CONFIG_CHANGE_MSG. So each message is
 //! looked at before the crate takes it (MSG_PEEK), and the descriptor of SET_BACKEND_REQ_FD is copied.
 
-use crate::backend::Backend;
-use crate::handler::Handler;
 use ogee_client::BlockDevice;
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use std::io::{self, IoSliceMut, Write};
 use std::mem::MaybeUninit;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{Notify, watch};
 use vhost::vhost_user::message::{BackendReq, FrontendReq};
-use vhost::vhost_user::{BackendReqHandler, Error};
 
 /// Header of a message: request, flags, bytes that follow, 4 bytes each in the order of the machine.
 const HEADER_BYTES: usize = 12;
@@ -34,11 +30,19 @@ const SEND_LIMIT: Duration = Duration::from_secs(1);
 pub(crate) struct Channel(Mutex<Option<UnixStream>>);
 
 impl Channel {
-    fn set(&self, stream: UnixStream) {
+    pub(crate) fn set(&self, stream: UnixStream) {
         if let Err(error) = stream.set_write_timeout(Some(SEND_LIMIT)) {
             tracing::warn!(target: "controlpath", %error, "no limit for messages to the front end");
         }
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(stream);
+    }
+
+    /// The channel once more, for a daemon that takes over.
+    ///
+    /// # Errors
+    /// No file descriptor.
+    pub(crate) fn duplicate(&self) -> io::Result<Option<UnixStream>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(UnixStream::try_clone).transpose()
     }
 
     /// Tells the front end to read the configuration space again. Without a channel nothing is said: the guest sees the
@@ -60,29 +64,8 @@ impl Channel {
     }
 }
 
-/// Answers the front end's messages until the connection ends; gives the reason.
-pub(crate) fn converse<D: BlockDevice>(stream: UnixStream, backend: Arc<Backend<D>>, channel: &Channel) -> Error {
-    let peeked = match stream.try_clone() {
-        Ok(clone) => clone,
-        Err(error) => return Error::ReqHandlerError(error),
-    };
-    let handler = Arc::new(Mutex::new(Handler::new(backend)));
-    let mut requests = BackendReqHandler::from_stream(stream, handler);
-    loop {
-        match peek_channel(&peeked) {
-            Ok(Some(found)) => channel.set(found),
-            Ok(None) => {}
-            // The crate will find the same and say it better.
-            Err(error) => tracing::debug!(target: "controlpath", %error, "message not peeked at"),
-        }
-        if let Err(error) = requests.handle_request() {
-            return error;
-        }
-    }
-}
-
 /// Waits for a message and copies the descriptor that comes with SET_BACKEND_REQ_FD; the message stays where it is.
-fn peek_channel(stream: &UnixStream) -> io::Result<Option<UnixStream>> {
+pub(crate) fn peek_channel(stream: &UnixStream) -> io::Result<Option<UnixStream>> {
     let mut header = [0; HEADER_BYTES];
     let flags = RecvFlags::PEEK | RecvFlags::CMSG_CLOEXEC;
     loop {

@@ -111,6 +111,16 @@ impl ConfigSpace {
         }
     }
 
+    /// Whether the write cache is on.
+    pub(crate) fn has_writeback(&self) -> bool {
+        self.writeback.load(Ordering::Relaxed)
+    }
+
+    /// Sets the mode that another daemon had for this front end.
+    pub(crate) fn adopt_writeback(&self, on: bool) {
+        self.writeback.store(on, Ordering::Relaxed);
+    }
+
     fn bytes(&self, info: &DeviceInfo) -> [u8; SPACE_BYTES] {
         let mut bytes = [0; SPACE_BYTES];
         let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);

@@ -91,6 +91,12 @@ impl DirtyLog {
         Ok(Self { mapping })
     }
 
+    /// What it is and its file, for another process.
+    pub(crate) fn source(&self) -> Option<(VhostUserLog, &File)> {
+        let at = self.mapping.file_offset()?;
+        Some((VhostUserLog::new(self.mapping.size() as u64, at.start()), at.file()))
+    }
+
     /// Checks that every page of guest memory has its bit.
     ///
     /// # Errors

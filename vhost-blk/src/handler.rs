@@ -10,6 +10,8 @@
 //! or kick change. A dirty log may come and go while rings run: when that message is answered they use it, or do so no more.
 //! Deliberately absent: packed rings, post-copy, device state, GPU and shared objects.
 
+mod taken;
+
 use crate::backend::{Backend, Queue};
 use crate::config_space::offered_features;
 use crate::dirty_log::{DirtyLog, QueueLog};
@@ -41,16 +43,32 @@ struct Mapping {
     len: u64,
 }
 
+/// The descriptors of a queue, once more: the crates that use them do not give them out, and a daemon that takes over needs them.
+#[derive(Debug, Default)]
+struct QueueFiles {
+    kick: Option<File>,
+    call: Option<File>,
+    err: Option<File>,
+}
+
 /// The handler of one connection. The channel to the front end is not here: see `channel.rs`.
 pub(crate) struct Handler<D> {
     backend: Arc<Backend<D>>,
     owned: bool,
     acked_features: u64,
+    /// What the crate acts on; kept for a daemon that takes over.
+    protocol_features: u64,
     mappings: Vec<Mapping>,
     inflight: Option<InflightArea>,
     log: Option<Arc<DirtyLog>>,
     /// Where the log has the used ring of each queue, as far as its writes are to be logged.
     used_in_log: Vec<Option<GuestAddress>>,
+    files: Vec<QueueFiles>,
+}
+
+/// A second descriptor of the same file.
+fn copy(file: Option<&File>) -> Result<Option<File>> {
+    file.map(File::try_clone).transpose().map_err(Error::ReqHandlerError)
 }
 
 /// An error of ours as the crate wants it.
@@ -61,7 +79,18 @@ fn refused(error: impl Into<Box<dyn StdError + Send + Sync>>) -> Error {
 impl<D: BlockDevice> Handler<D> {
     pub(crate) fn new(backend: Arc<Backend<D>>) -> Self {
         let used_in_log = vec![None; backend.queues.len()];
-        Self { backend, owned: false, acked_features: 0, mappings: Vec::new(), inflight: None, log: None, used_in_log }
+        let files = backend.queues.iter().map(|_| QueueFiles::default()).collect();
+        Self {
+            backend,
+            owned: false,
+            acked_features: 0,
+            protocol_features: 0,
+            mappings: Vec::new(),
+            inflight: None,
+            log: None,
+            used_in_log,
+            files,
+        }
     }
 
     fn queue(&self, index: u32) -> Result<(usize, &Queue)> {
@@ -247,33 +276,40 @@ impl<D: BlockDevice> VhostUserBackendReqHandlerMut for Handler<D> {
         let next_avail = queue.vring.queue_next_avail();
         queue.vring.set_kick(None);
         queue.vring.set_call(None);
+        (self.files[position].kick, self.files[position].call) = (None, None);
         Ok(VhostUserVringState::new(index, u32::from(next_avail)))
     }
 
     fn set_vring_kick(&mut self, index: u8, file: Option<File>) -> Result<()> {
         let (index, queue) = self.queue(u32::from(index))?;
         self.settle(index, queue)?;
-        let starts = file.is_some();
+        let (starts, again) = (file.is_some(), copy(file.as_ref())?);
         queue.vring.set_kick(file);
         if starts {
             let record = self.inflight.as_ref().and_then(|area| area.record(index));
             self.backend.start_ring(queue, record);
         }
+        self.files[index].kick = again;
         Ok(())
     }
 
     fn set_vring_call(&mut self, index: u8, file: Option<File>) -> Result<()> {
-        let (_, queue) = self.queue(u32::from(index))?;
+        let (index, queue) = self.queue(u32::from(index))?;
+        let again = copy(file.as_ref())?;
         queue.vring.set_call(file);
         // For an answer whose interrupt was lost with a dead back end or sent to the old descriptor.
         if let Err(error) = queue.vring.signal_used_queue() {
             tracing::debug!(target: "controlpath", %error, "interrupt not sent");
         }
+        self.files[index].call = again;
         Ok(())
     }
 
     fn set_vring_err(&mut self, index: u8, file: Option<File>) -> Result<()> {
-        self.queue(u32::from(index))?.1.vring.set_err(file);
+        let (index, queue) = self.queue(u32::from(index))?;
+        let again = copy(file.as_ref())?;
+        queue.vring.set_err(file);
+        self.files[index].err = again;
         Ok(())
     }
 
@@ -287,7 +323,8 @@ impl<D: BlockDevice> VhostUserBackendReqHandlerMut for Handler<D> {
             | VhostUserProtocolFeatures::INFLIGHT_SHMFD)
     }
 
-    fn set_protocol_features(&mut self, _features: u64) -> Result<()> {
+    fn set_protocol_features(&mut self, features: u64) -> Result<()> {
+        self.protocol_features = features;
         Ok(())
     }
 

@@ -164,6 +164,12 @@ impl InflightArea {
         QueueRecord { mapping: Arc::clone(&self.mapping), at, entries: self.queue_size, counter: 0 }
     }
 
+    /// What it is and its file, for another process.
+    pub(crate) fn source(&self) -> Option<(VhostUserInflight, &File)> {
+        let at = self.mapping.file_offset()?;
+        Some((VhostUserInflight::new(self.mapping.size() as u64, at.start(), self.num_queues, self.queue_size), at.file()))
+    }
+
     /// The record of one queue; `None` if the memory was made for fewer.
     pub(crate) fn record(&self, index: usize) -> Option<QueueRecord> {
         u16::try_from(index).ok().filter(|index| *index < self.num_queues).map(|index| self.record_at(index))

@@ -4,12 +4,14 @@
 //!
 //! | file | what |
 //! | --- | --- |
-//! | `server.rs` | socket, front ends one after another, stop |
-//! | `channel.rs` | one connection: messages in, changes of the configuration out |
+//! | `server.rs`, `stop.rs` | socket, front ends one after another, stop |
+//! | `connection.rs`, `parking.rs` | one connection: messages in; where that stops for a hand-over |
+//! | `channel.rs` | changes of the configuration out |
 //! | `handler.rs` | what each message of the front end does |
 //! | `backend.rs` | device, queues and threads of one front end; what happens to requests at a stop |
 //! | `queue_phase.rs`, `queue_thread.rs` | life of one queue's loop (drawing) and of its thread |
 //! | `queue_loop.rs` | one thread per queue: take chains, run them, answer |
+//! | `handover.rs` and its folder, `handler/taken.rs` | a new daemon takes over without a reconnection (drawing) |
 //! | `inflight.rs`, `resubmit.rs` | requests in flight outlive the daemon: their record, and running them again |
 //! | `request.rs` | parser of descriptor chains (fuzzed) |
 //! | `dirty_log.rs` | live migration: which pages of guest memory were written |
@@ -27,13 +29,16 @@
 mod backend;
 mod channel;
 mod config_space;
+mod connection;
 mod dirty_log;
 mod execute;
 mod guest_buffer;
 mod handler;
+mod handover;
 mod hypervisor;
 mod inflight;
 mod libvirt;
+mod parking;
 mod queue_loop;
 mod queue_phase;
 mod queue_thread;
@@ -41,13 +46,19 @@ mod request;
 mod resubmit;
 mod server;
 mod stats;
+mod stop;
 
 pub use guest_buffer::{ReplyArea, Segment, Segments};
+pub use handover::state::EstateError;
+pub use handover::taker::{Prepared, TakenOver, Upgrade};
+pub use handover::wire::WireError;
+pub use handover::{HandOverError, HandOverRefusal, HandOverTerms};
 pub use hypervisor::{QemuOptions, QemuReconnect, qemu_args};
 pub use libvirt::{LIBVIRT_MEMORY_BACKING, LibvirtDisk, LibvirtDomain, LibvirtError, VirtType};
 pub use request::{ByteRange, ID_BYTES, Operation, Parsed, Refusal, Request, Status, parse};
 pub use server::{
-    NUM_QUEUES_DEFAULT, QUEUE_SIZE_DEFAULT, ServeError, StopHandle, VhostBlkConfig, VhostBlkServer, serve,
+    NUM_QUEUES_DEFAULT, QUEUE_SIZE_DEFAULT, ServeEnd, ServeError, VhostBlkConfig, VhostBlkServer, serve,
 };
+pub use stop::StopHandle;
 pub use ogee_proto::unix_socket::{SOCKET_PATH_BYTES_MAX, SocketError};
 pub use stats::{KindCounts, RequestKind, VhostBlkStats};

@@ -14,6 +14,7 @@
 //!   begun before waits for it.
 //! - The lock of the ring is held for taking and for answering a batch, never across an await or a copy of payload.
 //! - A chain that was taken is answered exactly once, unless the phase says that guest memory belongs to somebody else.
+//! - From a turn that begins in phase `Holding` to the next one guest memory is not written, and no request is begun.
 //! - In flight are at most as many chains as the ring has entries, and [`VHOST_QUEUE_BYTES_MAX`] bytes of payload plus
 //!   one request.
 
@@ -130,6 +131,13 @@ impl<D: BlockDevice> QueueLoop<'_, D> {
             let looked = again.is_empty();
             match phase {
                 Phase::Abandoning => return Ok(()),
+                Phase::Holding => {
+                    poll_fn(|cx| Self::poll_held(cx, changed.as_mut(), &mut in_flight, &mut finished)).await;
+                    if changed.as_mut().enable() {
+                        changed.set(self.phase.changed());
+                    }
+                    continue;
+                }
                 Phase::Discarding => {
                     again.clear();
                     waiting.clear();
@@ -195,6 +203,22 @@ impl<D: BlockDevice> QueueLoop<'_, D> {
             woken = true;
         }
         if woken { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    /// Waits for a change of phase, while the device goes on with what is in flight.
+    fn poll_held<F>(
+        cx: &mut Context<'_>,
+        changed: Pin<&mut Notified<'_>>,
+        in_flight: &mut FuturesUnordered<F>,
+        finished: &mut Vec<Finished>,
+    ) -> Poll<()>
+    where
+        F: Future<Output = Finished>,
+    {
+        while let Poll::Ready(Some(done)) = in_flight.poll_next_unpin(cx) {
+            finished.push(done);
+        }
+        changed.poll(cx)
     }
 
     /// Takes chains from the ring as long as there is room.
@@ -280,7 +304,8 @@ impl<D: BlockDevice> QueueLoop<'_, D> {
     /// Answers a batch: replies first, then the used ring under its lock, then at most one interrupt.
     fn answer(&self, finished: &mut Vec<Finished>) {
         let phase = self.phase.get();
-        if finished.is_empty() || !matches!(phase, Phase::Running | Phase::Draining) {
+        // Whoever has set `Holding` waits until this turn is over.
+        if finished.is_empty() || !matches!(phase, Phase::Running | Phase::Draining | Phase::Holding) {
             finished.clear();
             return;
         }

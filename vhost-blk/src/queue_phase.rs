@@ -1,7 +1,7 @@
 //! The life of one virtqueue's loop, shared between its thread and the thread of the vhost-user protocol.
 //!
 //! ```text
-//!            enter                    drain (GET_VRING_BASE, stop)
+//!            enter                    drain (GET_VRING_BASE, stop, pause)
 //!   Idle ────────────► Running ───────────────────────────────► Draining
 //!    ▲ ▲                  │ │                                    │ │ │
 //!    │ └──────leave───────┘ │ discard (front end gone)           │ │ │
@@ -9,6 +9,9 @@
 //!    │                      │ give_up              │ │             │ │
 //!    │                      └─► Abandoning ◄───────┘ │  ◄──────────┘ │
 //!    └──────leave──────────────────┴─────────────────┴───────leave───┘
+//!
+//!               hold                                thaw
+//!   Draining ────────► Holding     Holding, Draining ────► Running       Holding: drain, discard, give_up as Running
 //! ```
 //!
 //! | phase | takes requests | runs those taken | writes guest memory |
@@ -16,11 +19,13 @@
 //! | Idle | no | none there | no |
 //! | Running | yes | yes | yes |
 //! | Draining | no | yes, to the end | yes |
+//! | Holding | no | those started; their answers are kept back | no |
 //! | Discarding | no | waits for those started | no |
 //! | Abandoning | no | no, they are dropped | no |
 //!
 //! Invariants: after [`QueuePhase::wait_idle`] returned true the loop touches guest memory no more until the next
-//! `enter`; once closed (by a stop or because the front end left) `enter` is refused for good. Transitions that make no
+//! `enter`; after [`QueuePhase::hold`] returned true it does so no more until [`QueuePhase::thaw`], and between
+//! [`QueuePhase::pause`] and `thaw` no `enter` is granted (a hand-over to another process, `handover.rs`); once closed (by a stop or because the front end left) `enter` is refused for good. Transitions that make no
 //! sense in a phase leave it as it is.
 //!
 //! **Dirty log.** It is handed over here, because the loop asks for its phase in each turn anyway: a turn writes guest memory with one log
@@ -38,6 +43,7 @@ pub(crate) enum Phase {
     Idle,
     Running,
     Draining,
+    Holding,
     Discarding,
     Abandoning,
 }
@@ -49,6 +55,10 @@ pub(crate) enum Event {
     Enter,
     /// The ring stops; requests taken are completed.
     Drain,
+    /// What is in flight goes on, but its answers are kept back.
+    Hold,
+    /// The ring goes on as if nothing had been.
+    Thaw,
     /// The front end is gone; requests started are waited for, but not answered.
     Discard,
     /// Time is over; requests are dropped, their outcome is unknown.
@@ -63,9 +73,11 @@ impl Phase {
         match (self, event) {
             (_, Event::Leave) => Self::Idle,
             (Self::Idle, Event::Enter) => Self::Running,
-            (Self::Running, Event::Drain) => Self::Draining,
-            (Self::Running | Self::Draining, Event::Discard) => Self::Discarding,
-            (Self::Running | Self::Draining | Self::Discarding, Event::GiveUp) => Self::Abandoning,
+            (Self::Running | Self::Holding, Event::Drain) => Self::Draining,
+            (Self::Draining, Event::Hold) => Self::Holding,
+            (Self::Draining | Self::Holding, Event::Thaw) => Self::Running,
+            (Self::Running | Self::Draining | Self::Holding, Event::Discard) => Self::Discarding,
+            (Self::Running | Self::Draining | Self::Holding | Self::Discarding, Event::GiveUp) => Self::Abandoning,
             (phase, _) => phase,
         }
     }
@@ -76,6 +88,10 @@ struct State {
     phase: Phase,
     closed: bool,
     gave_up: bool,
+    /// Between `pause` and `thaw`.
+    paused: bool,
+    /// Whether the loop has begun a turn in phase `Holding`.
+    holds: bool,
     log: Option<QueueLog>,
     /// Counts the changes of `log`; 0: there never was one.
     log_number: u64,
@@ -113,8 +129,16 @@ impl Drop for Running<'_> {
 
 impl QueuePhase {
     pub(crate) fn new() -> Self {
-        let state =
-            State { phase: Phase::Idle, closed: false, gave_up: false, log: None, log_number: 0, log_seen: 0 };
+        let state = State {
+            phase: Phase::Idle,
+            closed: false,
+            gave_up: false,
+            paused: false,
+            holds: false,
+            log: None,
+            log_number: 0,
+            log_seen: 0,
+        };
         Self { state: Mutex::new(state), idle: Condvar::new(), changed: Notify::new() }
     }
 
@@ -126,7 +150,7 @@ impl QueuePhase {
     /// Starts the loop unless the queue is closed or runs already.
     pub(crate) fn enter(&self) -> Option<Running<'_>> {
         let mut state = self.lock();
-        if state.closed || state.phase != Phase::Idle {
+        if state.closed || state.paused || state.phase != Phase::Idle {
             return None;
         }
         state.phase = state.phase.after(Event::Enter);
@@ -143,6 +167,10 @@ impl QueuePhase {
             state.log_seen = turn.number;
             self.idle.notify_all();
         }
+        if state.phase == Phase::Holding && !state.holds {
+            state.holds = true;
+            self.idle.notify_all();
+        }
         state.phase
     }
 
@@ -157,6 +185,29 @@ impl QueuePhase {
         self.changed.notify_one();
         let other = |state: &mut State| state.phase != Phase::Idle && state.log_seen != state.log_number;
         drop(self.idle.wait_while(state, other).unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// The ring stops for a hand-over that may not come about; requests taken are completed.
+    pub(crate) fn pause(&self) {
+        self.lock().paused = true;
+        self.apply(Event::Drain, false);
+    }
+
+    /// Of a paused ring: answers are kept back from now on. True when that is so, or the loop is not running; false after `timeout`.
+    pub(crate) fn hold(&self, timeout: Duration) -> bool {
+        self.apply(Event::Hold, false);
+        let turning = |state: &mut State| state.phase != Phase::Idle && !state.holds;
+        let waited = self.idle.wait_timeout_while(self.lock(), timeout, turning);
+        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        !turning(&mut state)
+    }
+
+    /// The hand-over did not come about: the ring goes on. Its thread must be called, since the loop may have ended.
+    pub(crate) fn thaw(&self) {
+        let mut state = self.lock();
+        (state.paused, state.holds) = (false, false);
+        drop(state);
+        self.apply(Event::Thaw, false);
     }
 
     /// The ring stops for now.
@@ -219,17 +270,18 @@ mod tests {
 
     #[test]
     fn every_transition_is_as_drawn() {
-        use Event::{Discard, Drain, Enter, GiveUp};
-        use Phase::{Abandoning, Discarding, Draining, Idle, Running};
+        use Event::{Discard, Drain, Enter, GiveUp, Hold, Thaw};
+        use Phase::{Abandoning, Discarding, Draining, Holding, Idle, Running};
         let table = [
-            (Idle, [Running, Idle, Idle, Idle]),
-            (Running, [Running, Draining, Discarding, Abandoning]),
-            (Draining, [Draining, Draining, Discarding, Abandoning]),
-            (Discarding, [Discarding, Discarding, Discarding, Abandoning]),
-            (Abandoning, [Abandoning, Abandoning, Abandoning, Abandoning]),
+            (Idle, [Running, Idle, Idle, Idle, Idle, Idle]),
+            (Running, [Running, Draining, Running, Running, Discarding, Abandoning]),
+            (Draining, [Draining, Draining, Holding, Running, Discarding, Abandoning]),
+            (Holding, [Holding, Draining, Holding, Running, Discarding, Abandoning]),
+            (Discarding, [Discarding, Discarding, Discarding, Discarding, Discarding, Abandoning]),
+            (Abandoning, [Abandoning, Abandoning, Abandoning, Abandoning, Abandoning, Abandoning]),
         ];
         for (from, to) in table {
-            for (event, expected) in [Enter, Drain, Discard, GiveUp].into_iter().zip(to) {
+            for (event, expected) in [Enter, Drain, Hold, Thaw, Discard, GiveUp].into_iter().zip(to) {
                 assert_eq!(from.after(event), expected, "{from:?} after {event:?}");
             }
             assert_eq!(from.after(Event::Leave), Idle);
@@ -250,6 +302,27 @@ mod tests {
         queue.close_and_drain();
         assert!(queue.enter().is_none());
         assert!(queue.wait_idle(Duration::ZERO));
+    }
+
+    #[test]
+    fn a_paused_queue_does_not_start_until_it_is_thawed() {
+        let queue = QueuePhase::new();
+        let running = queue.enter().expect("idle queue starts");
+        queue.pause();
+        assert!(!queue.hold(Duration::ZERO), "its turn is not over");
+        let mut turn = TurnLog::default();
+        assert_eq!(queue.begin_turn(&mut turn), Phase::Holding);
+        assert!(queue.hold(Duration::ZERO), "it has seen that");
+        queue.thaw();
+        assert_eq!(queue.begin_turn(&mut turn), Phase::Running);
+        queue.pause();
+        assert!(!queue.hold(Duration::ZERO), "what was seen at the last time says nothing");
+        drop(running);
+        assert!(queue.hold(Duration::ZERO) && queue.wait_idle(Duration::ZERO));
+        assert!(queue.enter().is_none());
+        queue.thaw();
+        drop(queue.enter().expect("as if nothing had been"));
+        assert!(queue.wait_drained(), "nothing was given up");
     }
 
     #[test]

@@ -5,10 +5,16 @@
 //! is served only when nothing of the previous one is in flight at the device, so a late write cannot overtake a new one;
 //! a stop closes the connection only after requests in flight are answered or `drain_timeout` is over. What stays
 //! unanswered is noted in the front end's in-flight memory and run again for the connection that brings it back.
+//! A server may end by handing everything over to another process (`handover.rs`): then it closes no connection and removes no socket.
 
 use crate::backend::Backend;
-use crate::channel::{Channel, ResizeWatch, converse};
+use crate::channel::ResizeWatch;
+use crate::connection::{Connection, Ended, Requests};
+use crate::handover::doorman::Doorman;
+use crate::handover::giver::give;
+use crate::handover::{HandOverTerms, socket_beside};
 use crate::stats::VhostBlkStats;
+use crate::stop::{StopHandle, Waited, wait_for_one};
 use ogee_client::BlockDevice;
 use ogee_common::limits::{VHOST_QUEUE_SIZE_MAX, VHOST_QUEUES_MAX, VHOST_STOP_DRAIN};
 use ogee_proto::unix_socket::{BoundSocket, SocketError};
@@ -19,11 +25,9 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{PermissionsExt, lchown};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
-use vmm_sys_util::poll::PollContext;
+use vmm_sys_util::event::{EventConsumer, EventFlag, new_event_consumer_and_notifier};
 
 /// Queues offered unless configured: as many as small VMs have vCPUs, so that `num-queues` may be left out.
 pub const NUM_QUEUES_DEFAULT: u16 = 8;
@@ -63,7 +67,7 @@ impl VhostBlkConfig {
         }
     }
 
-    fn validate(&self) -> Result<(), ServeError> {
+    pub(crate) fn validate(&self) -> Result<(), ServeError> {
         if !(1..=VHOST_QUEUES_MAX).contains(&self.num_queues) {
             return Err(ServeError::NumQueues { num_queues: self.num_queues });
         }
@@ -103,7 +107,7 @@ pub enum ServeError {
     },
 }
 
-fn io_error(verb: &'static str) -> impl FnOnce(io::Error) -> ServeError {
+pub(crate) fn io_error(verb: &'static str) -> impl FnOnce(io::Error) -> ServeError {
     move |source| ServeError::Io { verb, source }
 }
 
@@ -112,72 +116,56 @@ fn socket_error(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Se
     move |source| SocketError::Io { verb, path, source }.into()
 }
 
-/// Ends a server from another thread. Clones stop the same server.
-#[derive(Debug, Clone)]
-pub struct StopHandle(Arc<Stop>);
-
-#[derive(Debug)]
-struct Stop {
-    requested: AtomicBool,
-    event: (EventConsumer, EventNotifier),
+/// How serving ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServeEnd {
+    /// By the stop; the socket is removed.
+    Stopped,
+    /// Another process goes on, with the sockets, the front end and the device: the device must not be given back.
+    HandedOver,
 }
 
-impl StopHandle {
-    /// A handle to give to [`VhostBlkServer::bind`] or [`serve`].
-    ///
-    /// # Errors
-    /// [`ServeError::Io`]: no file descriptor.
-    pub fn new() -> Result<Self, ServeError> {
-        let event = new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC);
-        let event = event.map_err(io_error("make stop event"))?;
-        Ok(Self(Arc::new(Stop { requested: AtomicBool::new(false), event })))
-    }
-
-    /// Asks the server to end; returns at once. Any number of times, before or while it serves.
-    pub fn stop(&self) {
-        if !self.0.requested.swap(true, Ordering::AcqRel)
-            && let Err(error) = self.0.event.1.notify()
-        {
-            tracing::error!(target: "controlpath", %error, "stop event not sent");
-        }
-    }
-
-    /// Whether a stop was asked for.
-    #[must_use]
-    pub fn is_stopped(&self) -> bool {
-        self.0.requested.load(Ordering::Acquire)
-    }
-
-    /// Waits until the stop is asked for (true) or `other` is readable (false).
-    fn wait_or(&self, other: &dyn AsRawFd) -> Result<bool, ServeError> {
-        const STOP: u32 = 0;
-        const OTHER: u32 = 1;
-        let failed = |source: vmm_sys_util::errno::Error| ServeError::Io { verb: "wait for events", source: source.into() };
-        let poll = PollContext::new().map_err(failed)?;
-        poll.add(&self.0.event.0, STOP).map_err(failed)?;
-        poll.add(other, OTHER).map_err(failed)?;
-        loop {
-            match poll.wait() {
-                Ok(events) if events.iter().next().is_some() => return Ok(self.is_stopped()),
-                Ok(_) => {}
-                Err(error) if error.errno() == EINTR => {}
-                Err(error) => return Err(failed(error)),
-            }
-        }
-    }
+/// What the server's thread is woken for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Woken {
+    Stop,
+    Other,
+    Successor,
 }
 
-/// `EINTR` of Linux.
-const EINTR: i32 = 4;
+/// A front end's connection that was another process's.
+pub(crate) struct TakenConnection<D: BlockDevice> {
+    pub(crate) connection: Connection<D>,
+    pub(crate) requests: Requests<D>,
+    /// The rings that ran.
+    pub(crate) started: Vec<usize>,
+    /// The size that the front end knows.
+    pub(crate) size_bytes: u64,
+}
 
 /// A bound socket and the device behind it.
-pub struct VhostBlkServer<D> {
+pub struct VhostBlkServer<D: BlockDevice> {
     device: D,
     config: VhostBlkConfig,
     listener: UnixListener,
     stats: Arc<VhostBlkStats>,
     stop: StopHandle,
-    _socket: BoundSocket,
+    socket: Option<BoundSocket>,
+    doorman: Option<Doorman>,
+    taken: Option<TakenConnection<D>>,
+    /// The back end of the front end that is served.
+    current: Mutex<Option<Arc<Backend<D>>>>,
+}
+
+/// Ends the doorman's thread also if the server's panics.
+struct EndOnDrop<'a>(Option<&'a Doorman>);
+
+impl Drop for EndOnDrop<'_> {
+    fn drop(&mut self) {
+        if let Some(doorman) = self.0 {
+            doorman.end();
+        }
+    }
 }
 
 impl<D: BlockDevice> VhostBlkServer<D> {
@@ -197,7 +185,51 @@ impl<D: BlockDevice> VhostBlkServer<D> {
             let set = fs::set_permissions(&config.socket, Permissions::from_mode(mode));
             set.map_err(socket_error("set the mode of", &config.socket))?;
         }
-        Ok(Self { device, config, listener, stats: Arc::new(VhostBlkStats::default()), stop, _socket: socket })
+        let mut server = Self::with_listener(device, config, stop, listener)?;
+        server.socket = Some(socket);
+        Ok(server)
+    }
+
+    /// A server on a socket that listens already.
+    ///
+    /// # Errors
+    /// A configuration out of range.
+    pub(crate) fn with_listener(
+        device: D,
+        config: VhostBlkConfig,
+        stop: StopHandle,
+        listener: UnixListener,
+    ) -> Result<Self, ServeError> {
+        config.validate()?;
+        let (stats, current) = (Arc::default(), Mutex::new(None));
+        Ok(Self { device, config, listener, stats, stop, socket: None, doorman: None, taken: None, current })
+    }
+
+    /// Lets a daemon of the same user, or root's, take over; see `handover.rs`. It comes to a socket beside the server's, `PATH.upgrade`.
+    ///
+    /// # Errors
+    /// That socket, whose path is 8 bytes longer than the server's.
+    pub fn allow_upgrade(&mut self, terms: HandOverTerms) -> Result<(), ServeError> {
+        self.doorman = Some(Doorman::bind(&self.config, terms)?);
+        Ok(())
+    }
+
+    /// Goes on for a process that has let go.
+    ///
+    /// # Errors
+    /// No file descriptors, or the sockets' paths are gone.
+    pub(crate) fn adopt(
+        &mut self,
+        stats: Arc<VhostBlkStats>,
+        upgrades: UnixListener,
+        terms: HandOverTerms,
+        taken: Option<TakenConnection<D>>,
+    ) -> Result<(), ServeError> {
+        self.socket = Some(BoundSocket::adopt(&self.config.socket)?);
+        let beside = BoundSocket::adopt(&socket_beside(&self.config.socket))?;
+        self.doorman = Some(Doorman::with_listener(&self.config, terms, upgrades, beside)?);
+        (self.stats, self.taken) = (stats, taken);
+        Ok(())
     }
 
     /// The counters, readable while the server runs.
@@ -206,68 +238,160 @@ impl<D: BlockDevice> VhostBlkServer<D> {
         Arc::clone(&self.stats)
     }
 
-    /// Serves front ends one after another until stopped, then removes the socket. Blocks its thread; must not be called
-    /// from within a tokio runtime's worker.
+    /// Serves front ends one after another until stopped, then removes the socket, or until another daemon has taken over. Blocks its thread; must not be
+    /// called from within a tokio runtime's worker.
     ///
     /// # Errors
     /// System calls that fail for the server itself; what a front end does wrong only ends its connection.
-    pub fn run(self) -> Result<(), ServeError> {
+    pub fn run(mut self) -> Result<ServeEnd, ServeError> {
         self.listener.set_nonblocking(true).map_err(io_error("prepare listening socket"))?;
-        while !self.stop.wait_or(&self.listener)? {
-            match self.listener.accept() {
-                Ok((stream, _)) => self.serve_front_end(stream)?,
-                // Gone before it was accepted.
-                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::ConnectionAborted) => {}
-                Err(source) => return Err(ServeError::Io { verb: "accept front end", source }),
+        let taken = self.taken.take();
+        let server = &self;
+        let end = std::thread::scope(|scope| {
+            let doorman = EndOnDrop(server.doorman.as_ref());
+            if let Some(doorman) = doorman.0 {
+                scope.spawn(move || doorman.run(|| server.queues_in_use()));
             }
+            server.serve_all(taken)
+        })?;
+        if end == ServeEnd::HandedOver {
+            self.socket.into_iter().for_each(BoundSocket::leave);
+            self.doorman.into_iter().for_each(Doorman::leave);
         }
-        Ok(())
+        Ok(end)
     }
 
-    fn serve_front_end(&self, stream: UnixStream) -> Result<(), ServeError> {
+    fn queues_in_use(&self) -> usize {
+        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        current.as_ref().map_or(0, |backend| backend.rings_in_use())
+    }
+
+    fn serve_all(&self, taken: Option<TakenConnection<D>>) -> Result<ServeEnd, ServeError> {
+        if let Some(TakenConnection { connection, requests, started, size_bytes }) = taken {
+            let handler = Arc::clone(&connection.handler);
+            handler.lock().unwrap_or_else(PoisonError::into_inner).start_rings(&started);
+            if self.device.info().size_bytes != size_bytes {
+                connection.channel.config_changed();
+            }
+            if self.serve_connection(&connection, requests)? == ServeEnd::HandedOver {
+                return Ok(ServeEnd::HandedOver);
+            }
+        }
+        loop {
+            match self.wait_or(&self.listener)? {
+                Woken::Stop => return Ok(ServeEnd::Stopped),
+                Woken::Successor if self.give(None) => return Ok(ServeEnd::HandedOver),
+                Woken::Successor => continue,
+                Woken::Other => {}
+            }
+            let end = match self.listener.accept() {
+                Ok((stream, _)) => self.serve_front_end(stream)?,
+                // Gone before it was accepted.
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::ConnectionAborted) => continue,
+                Err(source) => return Err(ServeError::Io { verb: "accept front end", source }),
+            };
+            if end == ServeEnd::HandedOver {
+                return Ok(end);
+            }
+        }
+    }
+
+    /// Waits until the stop is asked for, `other` is readable, or a daemon is ready to take over.
+    fn wait_or(&self, other: &dyn AsRawFd) -> Result<Woken, ServeError> {
+        let mut wanted: Vec<&dyn AsRawFd> = vec![self.stop.event(), other];
+        wanted.extend(self.doorman.as_ref().map(Doorman::ready_event));
+        Ok(match wait_for_one(&wanted, None)? {
+            Waited::For(1) => Woken::Other,
+            Waited::For(2) => Woken::Successor,
+            Waited::For(_) | Waited::TimedOut => Woken::Stop,
+        })
+    }
+
+    /// Hands over to whoever is ready; whether that came about.
+    fn give(&self, connection: Option<&Connection<D>>) -> bool {
+        let Some(doorman) = &self.doorman else { return false };
+        let successor = doorman.successor();
+        successor.is_some_and(|successor| give(doorman, &successor, &self.listener, &self.device, connection))
+    }
+
+    fn serve_front_end(&self, stream: UnixStream) -> Result<ServeEnd, ServeError> {
         let config = &self.config;
+        stream.set_nonblocking(false).map_err(io_error("prepare connection"))?;
         let stats = Arc::clone(&self.stats);
         let backend = Backend::start(self.device.clone(), config.num_queues, config.queue_size, stats);
         let backend = backend.map_err(io_error("make queues"))?;
-        let served = self.watch(stream, &backend);
-        self.leave_front_end(&backend);
+        let made = Connection::new(stream, Arc::clone(&backend)).map_err(io_error("prepare connection"));
+        match made {
+            Ok((connection, requests)) => self.serve_connection(&connection, requests),
+            Err(error) => {
+                backend.close_and_discard();
+                backend.end_threads();
+                Err(error)
+            }
+        }
+    }
+
+    fn serve_connection(&self, connection: &Connection<D>, requests: Requests<D>) -> Result<ServeEnd, ServeError> {
+        let backend = &connection.backend;
+        let set_current = |current| *self.current.lock().unwrap_or_else(PoisonError::into_inner) = current;
+        let _unwinding = EndOnPanic(backend);
+        set_current(Some(Arc::clone(backend)));
+        let served = self.watch(connection, requests);
+        if !matches!(served, Ok(ServeEnd::HandedOver)) {
+            self.leave_front_end(backend);
+        }
         backend.end_threads();
+        set_current(None);
+        self.stats.count_end_of_connection();
         served
     }
 
     /// Waits for the end of the connection; ends it if the server is to stop.
-    fn watch(&self, stream: UnixStream, backend: &Arc<Backend<D>>) -> Result<(), ServeError> {
-        stream.set_nonblocking(false).map_err(io_error("prepare connection"))?;
-        let connection = stream.try_clone().map_err(io_error("duplicate connection"))?;
+    fn watch(&self, connection: &Connection<D>, requests: Requests<D>) -> Result<ServeEnd, ServeError> {
         self.stats.count_connection();
         tracing::info!(target: "controlpath", socket = %self.config.socket.display(), "front end connected");
         let (gone, notifier) = new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC)
             .map_err(io_error("make connection event"))?;
-        let channel = Channel::default();
         let resizes = ResizeWatch::new(&self.device).map_err(io_error("watch size"))?;
+        let span = tracing::Span::current();
         let (ended, waited) = std::thread::scope(|scope| {
             let protocol = scope.spawn(|| {
-                let ended = converse(stream, Arc::clone(backend), &channel);
+                let _span = span.enter();
+                let ended = connection.converse(requests);
                 notifier.notify().map(|()| ended)
             });
-            scope.spawn(|| resizes.run(|| channel.config_changed()));
-            let waited = self.stop.wait_or(&gone);
-            if !matches!(waited, Ok(false)) {
-                self.drain(backend);
-                if let Err(error) = connection.shutdown(Shutdown::Both) {
-                    tracing::debug!(target: "controlpath", %error, "connection is closed already");
-                }
-            }
+            scope.spawn(|| resizes.run(|| connection.channel.config_changed()));
+            let waited = self.wait_for_end(connection, &gone);
             let ended = protocol.join();
             resizes.end();
             (ended, waited)
         });
         match ended {
-            Ok(Ok(reason)) => tracing::info!(target: "controlpath", %reason, "front end left"),
+            Ok(Ok(Ended::Closed(reason))) => tracing::info!(target: "controlpath", %reason, "front end left"),
+            // Said by who handed it over.
+            Ok(Ok(Ended::Left)) => {}
             Ok(Err(error)) => tracing::warn!(target: "controlpath", %error, "end of connection not signalled"),
             Err(_) => tracing::warn!(target: "controlpath", "protocol thread panicked"),
         }
-        waited.map(|_| ())
+        waited
+    }
+
+    /// Waits until the front end has left, the server is to stop (then the connection is ended), or everything was handed over.
+    fn wait_for_end(&self, connection: &Connection<D>, gone: &EventConsumer) -> Result<ServeEnd, ServeError> {
+        loop {
+            let woken = self.wait_or(gone);
+            match woken {
+                Ok(Woken::Other) => return Ok(ServeEnd::Stopped),
+                Ok(Woken::Successor) if self.give(Some(connection)) => return Ok(ServeEnd::HandedOver),
+                Ok(Woken::Successor) => continue,
+                Ok(Woken::Stop) | Err(_) => {}
+            }
+            self.drain(&connection.backend);
+            if let Err(error) = connection.stream.shutdown(Shutdown::Both) {
+                tracing::debug!(target: "controlpath", %error, "connection is closed already");
+            }
+            return woken.map(|_| ServeEnd::Stopped);
+        }
     }
 
     /// Answers what is in flight, for at most the drain timeout, then gives it up.
@@ -298,10 +422,24 @@ impl<D: BlockDevice> VhostBlkServer<D> {
     }
 }
 
+/// Ends the queues if the server panics: in a process with other servers nobody else would, and they would go on with a ring that the
+/// front end brings to the next one.
+struct EndOnPanic<'a, D: BlockDevice>(&'a Arc<Backend<D>>);
+
+impl<D: BlockDevice> Drop for EndOnPanic<'_, D> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.close_and_give_up();
+            while !self.0.wait_idle(GONE_POLL) {}
+            self.0.end_threads();
+        }
+    }
+}
+
 /// Binds and runs in one call; see [`VhostBlkServer`].
 ///
 /// # Errors
 /// As [`VhostBlkServer::bind`] and [`VhostBlkServer::run`].
-pub fn serve<D: BlockDevice>(device: D, config: VhostBlkConfig, stop: StopHandle) -> Result<(), ServeError> {
+pub fn serve<D: BlockDevice>(device: D, config: VhostBlkConfig, stop: StopHandle) -> Result<ServeEnd, ServeError> {
     VhostBlkServer::bind(device, config, stop)?.run()
 }

@@ -3,7 +3,7 @@
 //! Written by the queue loops, read by anyone. Relaxed atomics: each number is exact, but numbers read together may be
 //! of slightly different moments. They live as long as the server, across front ends.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Kinds of request that are counted apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +68,7 @@ pub struct KindCounts {
 pub struct VhostBlkStats {
     kinds: [KindCounters; RequestKind::ALL.len()],
     connections: AtomicU64,
+    connected: AtomicBool,
     resubmitted: AtomicU64,
 }
 
@@ -87,6 +88,12 @@ impl VhostBlkStats {
     #[must_use]
     pub fn connections(&self) -> u64 {
         self.connections.load(Ordering::Relaxed)
+    }
+
+    /// Whether a front end is connected, or was and what it started is not finished at the device.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.connected.load(Ordering::Relaxed)
     }
 
     /// Requests that a dead back end left in flight and that were submitted again.
@@ -113,5 +120,10 @@ impl VhostBlkStats {
 
     pub(crate) fn count_connection(&self) {
         self.connections.fetch_add(1, Ordering::Relaxed);
+        self.connected.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_end_of_connection(&self) {
+        self.connected.store(false, Ordering::Relaxed);
     }
 }

@@ -92,7 +92,9 @@ fn every_request_type_works_in_every_ring_mode() {
         assert_eq!(counts(RequestKind::WriteZeroes), (1, 1024, 0));
         assert_eq!(counts(RequestKind::Malformed), (2, 0, 2));
         assert_eq!(server.stats.connections(), 1);
+        assert!(server.stats.is_connected());
         drop(front);
+        wait_until("the front end is gone", || !server.stats.is_connected());
         server.end();
     }
 }

@@ -111,6 +111,16 @@ impl VhostBackend {
         Ok(())
     }
 
+    /// Waits until it has ended by itself, with exit code 0: another one has taken over from it.
+    ///
+    /// # Errors
+    /// When it does not end in time or not with exit code 0.
+    pub fn handed_over(mut self) -> Result<()> {
+        let status = wait_exit(&mut self.child, &self.name, STOP_LIMIT)?;
+        ensure!(status.success(), "{} ended with {status}: {}", self.name, self.output.tail());
+        Ok(())
+    }
+
     /// Kills it with SIGKILL.
     pub fn kill(mut self) {
         kill_now(&mut self.child);

@@ -1,7 +1,8 @@
 //! `ogee vhost-blk` is killed with requests in flight, again and again, and a new one goes on with them: the same is asked of a
-//! front end without a guest, which records every ring entry, and of a guest that verifies what it writes.
+//! front end without a guest, which records every ring entry, and of a guest that verifies what it writes. The same front end keeps its connection
+//! while one daemon takes over from another (`--upgrade`), and while daemons that want to die as they do so.
 //!
-//! `OGEE_VHOST_KILLS` is the number of kills; by default few for the guest and 50 for the rings.
+//! `OGEE_VHOST_KILLS` is the number of kills; by default few for the guest and 50 for the rings. `OGEE_VHOST_UPGRADES` is that of upgrades, by default 20.
 
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub, reason = "test code")]
 
@@ -13,7 +14,10 @@ use ogee_vm_tests::image::Image;
 use ogee_vm_tests::vm::Vm;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use std::path::Path;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use vhost::vhost_user::Frontend;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
@@ -29,6 +33,8 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 /// From a kill to the last answer of what was in flight, in the median: the start of a daemon on a busy machine, and less than the
 /// 5 s after which the MDS gives up a client that nobody follows.
 const PAUSE_MAX: Duration = Duration::from_secs(4);
+/// Without an answer at an upgrade at most, so that a hang is found: what is aimed at is 50 ms at the 99th percentile, which a busy machine does not hold.
+const UPGRADE_PAUSE_MAX: Duration = Duration::from_secs(10);
 const FEATURES: u64 = VERSION_1 | EVENT_IDX;
 const IN: u32 = 0;
 const OUT: u32 = 1;
@@ -38,6 +44,10 @@ const DEPTH: u16 = 16;
 /// Pages of a queue's part of the volume; few, so that they are written again soon.
 const PAGES: u64 = 48;
 const QUEUES: u16 = 2;
+
+fn upgrades() -> u32 {
+    std::env::var("OGEE_VHOST_UPGRADES").ok().and_then(|n| n.parse().ok()).unwrap_or(20).max(1)
+}
 
 fn kills(default: u32) -> u32 {
     std::env::var("OGEE_VHOST_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(default).max(1)
@@ -223,6 +233,199 @@ fn every_request_is_answered_once_and_in_effect_once_over_kills_of_the_daemon() 
     cluster.shut_down()
 }
 
+/// Load from a thread of its own, while the test starts and ends daemons. The longest time without an answer of a queue is kept until it is asked for.
+#[derive(Default)]
+struct Load {
+    end: AtomicBool,
+    answered: AtomicU64,
+    longest_ns: AtomicU64,
+}
+
+impl Load {
+    fn run(&self, queues: &mut [Recorder<'_>], rng: &mut SmallRng) -> Result<()> {
+        let mut last = vec![clock::now(); queues.len()];
+        while !self.end.load(Ordering::SeqCst) {
+            let mut idle = true;
+            for (queue, last) in queues.iter_mut().zip(&mut last) {
+                queue.fill(rng);
+                let answered = queue.reap()?;
+                let now = clock::now();
+                let waited = now - *last;
+                self.longest_ns.fetch_max(u64::try_from(waited.as_nanos())?, Ordering::SeqCst);
+                ensure!(waited < UPGRADE_PAUSE_MAX, "queue {} has no answer for {waited:?}", queue.ring.index);
+                if answered > 0 {
+                    (*last, idle) = (now, false);
+                    self.answered.fetch_add(answered, Ordering::SeqCst);
+                }
+            }
+            if idle {
+                std::thread::sleep(Duration::from_micros(50));
+            }
+        }
+        Ok(())
+    }
+
+    /// The longest time without an answer since the last question.
+    fn longest(&self) -> Duration {
+        Duration::from_nanos(self.longest_ns.swap(0, Ordering::SeqCst))
+    }
+
+    /// Waits for some more answers.
+    fn goes_on(&self) -> Result<()> {
+        let (from, deadline) = (self.answered.load(Ordering::SeqCst), clock::now() + PATIENCE);
+        while self.answered.load(Ordering::SeqCst) < from + 200 {
+            ensure!(clock::now() < deadline && !self.end.load(Ordering::SeqCst), "the load stands still");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+}
+
+/// Sets the end of a load also when the test fails, else its thread would never be joined.
+struct EndOnDrop<'a>(&'a Load);
+
+impl Drop for EndOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.end.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Recorders under load on two rings, while `meanwhile` does something to the daemons; then everything is answered and read.
+fn under_load<T>(
+    front: &mut Frontend,
+    guest: &Guest,
+    rng: &mut SmallRng,
+    meanwhile: impl FnOnce(&Load) -> Result<T>,
+) -> Result<(T, u64)> {
+    let mut queues: Vec<Recorder<'_>> =
+        (0..usize::from(QUEUES)).map(|index| Recorder::new(guest, Ring::start(front, guest, index, FEATURES))).collect();
+    let load = Load::default();
+    let done = std::thread::scope(|scope| {
+        let end = EndOnDrop(&load);
+        let thread = scope.spawn(|| {
+            let _end = EndOnDrop(&load);
+            load.run(&mut queues, rng)
+        });
+        let done = load.goes_on().and_then(|()| meanwhile(&load));
+        drop(end);
+        // The load's own error is the cause of the other one.
+        thread.join().expect("the load does not panic").and(done)
+    })?;
+    queues.iter_mut().try_for_each(Recorder::finish)?;
+    Ok((done, queues.iter().map(|queue| queue.answered).sum()))
+}
+
+/// `sorted` at a percentile.
+fn percentile(sorted: &[Duration], percent: usize) -> Duration {
+    sorted[(sorted.len() * percent / 100).min(sorted.len() - 1)]
+}
+
+#[test]
+fn every_request_is_answered_once_and_in_effect_once_over_upgrades_without_a_reconnection() -> Result<()> {
+    let upgrades = upgrades();
+    let mut rng = SmallRng::seed_from_u64(0x0_6ef);
+    let mut cluster = Cluster::start("vhost-upgraded-rings", 3, 1)?;
+    cluster.ok(&["volume", "create", "disk", "--size", "1G"])?;
+    let socket = cluster.folder().join("disk.sock");
+    let guest = Guest::new();
+    let mut backend = cluster.serve_on("disk", &socket)?;
+    let mut front = connect(&socket, &guest);
+    let _inflight = Inflight::get(&mut front, QUEUES);
+    let ((mut pauses, resubmitted), answered) = under_load(&mut front, &guest, &mut rng, |load| {
+        let (mut pauses, mut resubmitted, mut usual) = (Vec::new(), 0, Vec::new());
+        for upgrade in 0..upgrades {
+            usual.push(load.longest());
+            let next = cluster.serve_with("disk", &socket, &["--upgrade"]).with_context(|| format!("upgrade {upgrade}"))?;
+            std::mem::replace(&mut backend, next).handed_over()?;
+            load.goes_on()?;
+            pauses.push(load.longest());
+            resubmitted += u32::from(backend.output().has_heard("requests in flight submitted again"));
+            load.goes_on()?;
+        }
+        usual.sort_unstable();
+        eprintln!("without an upgrade the longest time without an answer is {:?} in the median", percentile(&usual, 50));
+        Ok((pauses, resubmitted))
+    })?;
+    pauses.sort_unstable();
+    eprintln!("{upgrades} upgrades: {answered} requests answered, {resubmitted} upgrades with requests run again; longest time without an answer of a \
+        queue: p50 {:?}, p99 {:?}, at most {:?}", percentile(&pauses, 50), percentile(&pauses, 99), percentile(&pauses, 100));
+    // The connection of before is still the one; and with it ends the last daemon's part.
+    driver::config(&mut front, 0, 8).context("the front end's connection is the first one")?;
+    drop(front);
+    backend.stop()?;
+    cluster.shut_down()
+}
+
+/// A frame of the hand-over protocol: `vhost-blk/src/handover/wire.rs`.
+fn frame(version: u16, kind: u16, body: &[u8]) -> Result<Vec<u8>> {
+    let len = u32::try_from(body.len())?;
+    Ok([b"OGUP", &version.to_le_bytes()[..], &kind.to_le_bytes(), &len.to_le_bytes(), &[0; 4], body].concat())
+}
+
+/// What the daemon answers to a visitor: kind and first byte of the body.
+fn answer(stream: &mut UnixStream) -> Result<(u16, u8)> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut header = [0; 16];
+    stream.read_exact(&mut header)?;
+    let mut body = vec![0; usize::from(u16::from_le_bytes([header[8], header[9]]))];
+    stream.read_exact(&mut body)?;
+    Ok((u16::from_le_bytes([header[6], header[7]]), body.first().copied().unwrap_or_default()))
+}
+
+#[test]
+fn an_upgrade_that_fails_leaves_the_running_daemon_going_on() -> Result<()> {
+    let mut rng = SmallRng::seed_from_u64(0x0_6f0);
+    let mut cluster = Cluster::start("vhost-upgrade-fails", 3, 1)?;
+    for name in ["disk", "other"] {
+        cluster.ok(&["volume", "create", name, "--size", "1G"])?;
+    }
+    let socket = cluster.folder().join("disk.sock");
+    let door = PathBuf::from(format!("{}.upgrade", socket.display()));
+    let guest = Guest::new();
+    let mut backend = cluster.serve_on("disk", &socket)?;
+    let mut front = connect(&socket, &guest);
+    let _inflight = Inflight::get(&mut front, QUEUES);
+    let ((), answered) = under_load(&mut front, &guest, &mut rng, |load| {
+        let hello = [&8_u16.to_le_bytes()[..], &128_u16.to_le_bytes(), b"disk read-write"].concat();
+        let visit = |bytes: &[u8]| -> Result<UnixStream> {
+            let mut stream = UnixStream::connect(&door)?;
+            stream.write_all(bytes)?;
+            Ok(stream)
+        };
+        // Another version, another volume, another shape: refused, in one line and with an exit code.
+        ensure!(answer(&mut visit(&frame(2, 1, &hello)?)?)? == (2, 1), "version 2 is refused");
+        let path = socket.to_string_lossy();
+        let refused = [
+            (vec!["vhost-blk", "other", "--socket", &path, "--upgrade"], "serves something else"),
+            (vec!["vhost-blk", "disk", "--socket", &path, "--upgrade", "--queues", "3"], "number of queues"),
+            (vec!["vhost-blk", "disk", "--socket", &path], "another process serves this socket"),
+        ];
+        for (args, words) in refused {
+            let said = cluster.refused(&args)?;
+            ensure!(said.contains(words), "{args:?}: {said}");
+        }
+        // One that gets ready keeps the second out; it dies when the rings stand still, the estate in its hands.
+        for _ in 0..5 {
+            let mut dying = visit(&frame(1, 1, &hello)?)?;
+            ensure!(answer(&mut dying)?.0 == 3, "welcome");
+            let said = cluster.refused(&["vhost-blk", "disk", "--socket", &path, "--upgrade"])?;
+            ensure!(said.contains("another daemon is taking over"), "{said}");
+            dying.write_all(&frame(1, 4, &[])?)?;
+            ensure!(answer(&mut dying)?.0 == 5, "estate");
+            drop(dying);
+            load.goes_on()?;
+        }
+        // And one that does not fail.
+        let next = cluster.serve_with("disk", &socket, &["--upgrade"])?;
+        std::mem::replace(&mut backend, next).handed_over()?;
+        load.goes_on()
+    })?;
+    eprintln!("{answered} requests answered over upgrades that failed");
+    drop(front);
+    backend.stop()?;
+    cluster.shut_down()
+}
+
 #[test]
 fn a_verifying_guest_sees_no_error_over_kills_of_the_daemon() -> Result<()> {
     let kills = kills(6);
@@ -255,6 +458,31 @@ fn a_verifying_guest_sees_no_error_over_kills_of_the_daemon() -> Result<()> {
     ensure!(vm.run("cat /tmp/flood.bad")?.code != 0, "{}", vm.run("cat /tmp/flood.bad")?.output);
     let longest = hammer.finish(&mut vm)?;
     eprintln!("{kills} kills or more under a guest, {resubmitted} of them with requests in flight: longest round {longest:?}, rounds of its other writers {rounds:?}");
+    vm.power_off()?;
+    backend.stop()?;
+    cluster.shut_down()
+}
+
+#[test]
+fn a_verifying_guest_sees_no_error_over_upgrades() -> Result<()> {
+    let upgrades = upgrades().min(5);
+    let image = Image::golden()?;
+    let mut cluster = Cluster::start("vhost-upgraded-guest", 3, 1)?;
+    cluster.ok(&["image", "import", &image.raw.to_string_lossy(), "golden"])?;
+    cluster.ok(&["clone", "golden", "vm1"])?;
+    let socket = cluster.folder().join("vm1.sock");
+    let mut backend = cluster.serve_on("vm1", &socket)?;
+    let mut vm = Vm::boot("vhost-upgraded", &backend.disk())?;
+    let hammer = Hammer::start(&mut vm, "vhost-upgraded")?;
+    for upgrade in 0..upgrades {
+        let next = cluster.serve_with("vm1", &socket, &["--upgrade"]).with_context(|| format!("upgrade {upgrade}"))?;
+        std::mem::replace(&mut backend, next).handed_over()?;
+        hammer.goes_on(&mut vm)?;
+        ensure!(!backend.output().has_heard("front end left"), "QEMU has connected anew");
+    }
+    let longest = hammer.finish(&mut vm)?;
+    eprintln!("{upgrades} upgrades under a guest: longest round {longest:?}");
+    // QEMU stops the rings on the connection that was handed over.
     vm.power_off()?;
     backend.stop()?;
     cluster.shut_down()

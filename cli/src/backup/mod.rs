@@ -6,11 +6,13 @@
 //! | `create.rs` | `backup create` |
 //! | `list.rs` | `backup ls`, `show`, `verify`, `rm`, `gc` |
 //! | `restore.rs` | `restore` |
+//! | `profile.rs` | `backup profile` |
 //! | `schedule.rs` | `backup schedule` |
 
 mod create;
 mod list;
 mod place;
+mod profile;
 mod restore;
 mod schedule;
 
@@ -44,6 +46,9 @@ pub(crate) enum BackupCommand {
     /// Delete what no backup refers to; may run at any time, beside backups too
     #[command(after_help = "Example:\n  ogee backup gc --repo file:///srv/backup")]
     Gc(list::GcArgs),
+    /// In which order a boot reads a backup, for those who fill volumes that stand on it
+    #[command(subcommand)]
+    Profile(profile::ProfileCommand),
     /// Backups that snapclone makes every so often, and how many of them stay
     #[command(subcommand)]
     Schedule(schedule::ScheduleCommand),
@@ -61,6 +66,7 @@ pub(crate) async fn run(context: &Context, command: BackupCommand) -> Result<(),
         BackupCommand::Verify(args) => list::verify(context, &args).await,
         BackupCommand::Rm(args) => list::rm(context, &args).await,
         BackupCommand::Gc(args) => list::gc(context, &args).await,
+        BackupCommand::Profile(command) => profile::run(context, command).await,
         BackupCommand::Schedule(command) => schedule::run(context, command).await,
     }
 }

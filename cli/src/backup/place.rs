@@ -79,7 +79,7 @@ impl RepoArgs {
     pub(crate) fn name(&self) -> Result<String, CliError> {
         let plain = Place { url: self.repo.clone(), ..Place::default() };
         if self.place() != plain || check_name(&self.repo).is_err() {
-            let text = "with --detach --repo is the name of a repository in snapclone's configuration, and says how to reach it by itself";
+            let text = "with --detach or --lazy --repo is the name of a repository in snapclone's configuration, and says how to reach it by itself";
             return Err(CliError::new(ErrorKind::Usage, text));
         }
         Ok(self.repo.clone())

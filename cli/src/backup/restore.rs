@@ -9,6 +9,7 @@ use crate::half_made::{Wish, create, refuse_taken, rename, take_back};
 use crate::names;
 use crate::open::{close_volume, open_volume};
 use crate::output::{Progress, elapsed_ms};
+use crate::sdk_error::call_failed;
 use crate::signals::StopSignals;
 use crate::task;
 use crate::volume::sector_size;
@@ -19,7 +20,8 @@ use ogee_common::limits::{PAGE_BYTES, SECTOR_BYTES, VOLUME_BYTES_MIN};
 use ogee_common::name::{VolumePath, VolumeRef};
 use ogee_common::size::{ByteLen, parse_bytes};
 use ogee_snapclone::service::{RestoreTask, Work};
-use ogee_snapclone::{Index, Repository, RestoreReport, Throttle, restore};
+use ogee_proto::mds as m;
+use ogee_snapclone::{Index, Repository, RestoreReport, Throttle, parent_of, restore};
 use serde::Serialize;
 
 /// What the volume's name ends in until it is complete.
@@ -45,6 +47,13 @@ pub(crate) struct RestoreArgs {
     /// Bytes a second read from the repository, at most: 50MiB
     #[arg(long, value_parser = parse_bytes, value_name = "BYTES")]
     throttle: Option<u64>,
+    /// Make the volume at once, standing on the backup: what is read is fetched, and a task fills the rest. --repo is the repository's name in
+    /// --repo-config, and in that of all who open the volume until it is complete
+    #[arg(long, conflicts_with = "detach")]
+    lazy: bool,
+    /// With --lazy: leave no task; see ogee volume hydrate
+    #[arg(long, requires = "lazy")]
+    no_hydrate: bool,
     /// Leave it to snapclone as a task: --repo is the repository's name in its configuration
     #[arg(long)]
     detach: bool,
@@ -75,6 +84,9 @@ pub(crate) async fn run(context: &Context, args: RestoreArgs) -> Result<(), CliE
 async fn act(context: &Context, args: RestoreArgs) -> Result<(), CliError> {
     if args.detach {
         return leave(context, args).await;
+    }
+    if args.lazy {
+        return lazily(context, args).await;
     }
     let mut signals = StopSignals::listen()?;
     let repo = args.repo.open(IfMissing::Fail).await?;
@@ -116,6 +128,55 @@ async fn act(context: &Context, args: RestoreArgs) -> Result<(), CliError> {
     };
     context.out.result(&report, |r| {
         format!("restored {} as {}: {}, {} read, {:.1} s", r.backup, r.volume, ByteLen(r.size_bytes), ByteLen(r.read_bytes), r.seconds)
+    })
+}
+
+/// What `ogee restore --lazy` reports.
+#[derive(Debug, Serialize)]
+struct Standing {
+    volume: String,
+    backup: String,
+    size_bytes: u64,
+    /// The task that fills it; 0: none.
+    task: u64,
+}
+
+/// Makes the volume on the backup, and leaves its filling to snapclone.
+async fn lazily(context: &Context, args: RestoreArgs) -> Result<(), CliError> {
+    let name = args.repo.name()?;
+    let usage = |text: String| CliError::new(ErrorKind::Usage, text);
+    let all = context.repositories()?;
+    let all = all.ok_or_else(|| usage("with --lazy name the configuration of the repositories: --repo-config FILE".to_owned()))?;
+    let place = all.place(&name).ok_or_else(|| {
+        let names = all.names().collect::<Vec<_>>().join(", ");
+        usage(format!("with --lazy --repo is the name of a repository in the configuration, which has: {names}"))
+    })?;
+    let repo = place.open(false).await.map_err(|e| repo_failed(e).within(format!("open repository {name}")))?;
+    let index = repo.find(&args.backup).await.map_err(repo_failed)?;
+    let cluster = context.cluster(Some(COMMAND_IO_TIMEOUT))?;
+    let size_bytes = index.size_bytes.next_multiple_of(u64::from(PAGE_BYTES)).max(VOLUME_BYTES_MIN);
+    let wish = m::CreateVolumeRequest {
+        path: args.volume.to_string(),
+        size_bytes,
+        owner: args.owner.unwrap_or_default(),
+        create_parents: true,
+        pool: args.pool,
+        sector_bytes: args.sector_size,
+        limits: None,
+    };
+    let parent = parent_of(&index, &name).map_err(repo_failed)?;
+    let made = cluster.mds().create_lazy_volume(m::CreateLazyVolumeRequest { volume: Some(wish), backup: Some(parent) }).await;
+    let volume = made.map_err(|e| call_failed(&format!("create volume {}", args.volume), &e))?;
+    let task = match volume.backup.as_ref().filter(|_| !args.no_hydrate) {
+        Some(parent) => task::leave_hydrate(cluster.mds(), &volume.path, parent, args.throttle.unwrap_or(0)).await.map_err(|e| {
+            e.with_advice(&format!("the volume is there; have it filled: ogee volume hydrate {}", volume.path))
+        })?,
+        None => 0,
+    };
+    let report = Standing { volume: volume.path, backup: index.id, size_bytes, task };
+    context.out.result(&report, |r| {
+        let rest = if r.task == 0 { "nobody fills it".to_owned() } else { format!("task {} fills it", r.task) };
+        format!("{} stands on backup {}: {}; {rest}", r.volume, r.backup, ByteLen(r.size_bytes))
     })
 }
 

@@ -52,7 +52,7 @@ pub(crate) fn cluster_arguments(global: &GlobalArgs) -> Vec<OsString> {
     if !global.mds.is_empty() {
         words.extend([OsString::from("--mds"), global.mds.join(",").into()]);
     }
-    for (name, dir) in [("--dir", &global.dir), ("--tls-dir", &global.tls_dir)] {
+    for (name, dir) in [("--dir", &global.dir), ("--tls-dir", &global.tls_dir), ("--repo-config", &global.repo_config)] {
         words.extend(dir.iter().flat_map(|dir| [OsString::from(name), dir.into()]));
     }
     words.extend(global.tls_loopback.then(|| OsString::from("--tls-loopback")));
@@ -197,9 +197,12 @@ mod tests {
             dir: None,
             tls_dir: Some("/etc/ogee/tls".into()),
             tls_loopback: true,
+            repo_config: Some("/etc/ogee/snapclone.toml".into()),
             json: false,
         };
-        assert_eq!(cluster_arguments(&global), ["--mds", "a:1,b:2", "--tls-dir", "/etc/ogee/tls", "--tls-loopback"]);
+        let repositories = ["--repo-config", "/etc/ogee/snapclone.toml"];
+        let tls = ["--tls-dir", "/etc/ogee/tls"];
+        assert_eq!(cluster_arguments(&global), [&["--mds", "a:1,b:2"][..], &tls, &repositories, &["--tls-loopback"]].concat());
         assert!(cluster_arguments(&GlobalArgs::default()).is_empty());
     }
 }

@@ -8,8 +8,8 @@ use ogee_common::checksum::{PAGE, fragment_crcs};
 use ogee_common::geometry::page_fragments;
 use ogee_common::id::Term;
 use ogee_proto::data::{
-    Ancestor, ChunkPages, Frame, HelloHead, LayerHead, OpenLayerHead, Opcode, PROTOCOL_MAX, PageMapHead, PageMapReply, ReadHead,
-    ReadReply, Redirect, Status, StatusHead, StatusReply, WriteHead, ZeroHead,
+    Ancestor, ChunkPages, Command, Frame, HelloHead, LayerHead, OpenLayerHead, Opcode, PROTOCOL_MAX, PageMapHead, PageMapReply, ReadHead,
+    ReadReply, Redirect, Status, StatusHead, StatusReply, ThinReply, WriteHead, ZeroHead,
 };
 use ogee_proto::link::{Handler, Responder, serve_up_to};
 use ogee_proto::net;
@@ -313,6 +313,10 @@ fn summary(frame: &Frame) -> (u32, u64, u64) {
         Opcode::Zero => of(ZeroHead::decode(frame.head()).expect("a zero head").at),
         Opcode::Read => of(ReadHead::decode(frame.head()).expect("a read head").at),
         Opcode::PageMap => of(PageMapHead::decode(frame.head()).expect("a page map head").at),
+        Opcode::Paste => match Command::decode(&frame.body) {
+            Ok(Command::Paste(head, _)) => (head.copyset.0, 0, 0),
+            other => panic!("{other:?}"),
+        },
         Opcode::OpenLayer => {
             let h = OpenLayerHead::decode(frame.head()).expect("an open head");
             (h.copyset.0, h.seq.0, h.term.0)
@@ -336,7 +340,7 @@ fn execute(state: &mut State, me: u32, frame: &Frame) -> Reply {
     }
     let (copyset, seq, term) = summary(frame);
     let Some(c) = state.copysets.get_mut(&copyset) else { return bare(Status::UnknownCopyset) };
-    let is_write = !matches!(frame.header.opcode, Opcode::Read | Opcode::PageMap);
+    let is_write = !matches!(frame.header.opcode, Opcode::Read | Opcode::PageMap | Opcode::Paste);
     if c.leader != me || (is_write && c.term != term) {
         let redirect = Redirect { leader: c.leader, term: Term(c.term) };
         return (Status::NotLeader, redirect.encode(), Vec::new());
@@ -359,6 +363,7 @@ fn execute(state: &mut State, me: u32, frame: &Frame) -> Reply {
             read(c, &head)
         }
         Opcode::PageMap => page_map(c, &PageMapHead::decode(frame.head()).expect("a page map head")),
+        Opcode::Paste => paste(c, frame),
         _ => change(c, frame),
     }
 }
@@ -370,6 +375,36 @@ fn check(c: &Copyset, at: &LayerHead) -> Result<(), Reply> {
         Some(l) if at.epoch.0 == l.fence => Ok(()),
         _ => Err(bare(Status::LayerNotOpen)),
     }
+}
+
+/// Fills what no version with seq 0 has.
+fn paste(c: &mut Copyset, frame: &Frame) -> Reply {
+    let Ok(Command::Paste(head, data)) = Command::decode(&frame.body) else { return bare(Status::BadRequest) };
+    if !head.pages.matches(&data) {
+        return bare(Status::PayloadChecksum);
+    }
+    let layer = c.layers.entry(head.layer.0).or_default();
+    if layer.gone {
+        return bare(Status::LayerGone);
+    }
+    let mut carried = data.chunks_exact(PAGE);
+    for page in 0..256u32 {
+        let is_in = |set: &[u8; 32]| set[page as usize / 8] >> (page % 8) & 1 == 1;
+        let key = (head.chunk.0, u32::from(head.pages.row) * 256 + page);
+        if is_in(&head.pages.data) {
+            let content = carried.next().expect("a page for each").try_into().expect("a whole page");
+            layer.pages.entry(key).or_default().entry(0).or_insert(Some(Box::new(content)));
+        } else if is_in(&head.pages.zero) {
+            layer.pages.entry(key).or_default().entry(0).or_insert(None);
+        }
+    }
+    bare(Status::Ok)
+}
+
+/// Whether no version has a page.
+fn is_missing(c: &Copyset, layer: u64, seq: u64, chain: &[Ancestor], at: (u32, u32)) -> bool {
+    let mut own = std::iter::once((layer, seq)).chain(chain.iter().map(|a| (a.layer.0, a.seq.0)));
+    !own.any(|(layer, seq)| c.layers.get(&layer).and_then(|l| l.pages.get(&at)).is_some_and(|p| p.range(..=seq).next().is_some()))
 }
 
 fn page_at(c: &Copyset, layer: u64, seq: u64, chain: &[Ancestor], at: (u32, u32)) -> Option<[u8; PAGE]> {
@@ -398,9 +433,15 @@ fn read(c: &Copyset, head: &ReadHead) -> Reply {
         }
     }
     if !found {
-        return (Status::Ok, ReadReply { crcs: Vec::new() }.encode(), Vec::new());
+        data.clear();
     }
-    (Status::Ok, ReadReply { crcs: fragment_crcs(at.offset, &data).collect() }.encode(), data)
+    let read = ReadReply { crcs: fragment_crcs(at.offset, &data).collect() };
+    if !head.tells_missing {
+        return (Status::Ok, read.encode(), data);
+    }
+    let pages = page_fragments(at.offset, at.len as usize).map(|f| (at.chunk.0, f.page));
+    let missing = pages.map(|page| is_missing(c, at.layer.0, at.seq.0, &chain, page)).collect();
+    (Status::Ok, ThinReply { read, missing }.encode(), data)
 }
 
 /// Page by page: the first version from above says what it is; a version of the moment's layer above it, or of a layer in
@@ -443,16 +484,19 @@ fn page_map(c: &Copyset, head: &PageMapHead) -> Reply {
 }
 
 fn change(c: &mut Copyset, frame: &Frame) -> Reply {
-    let (at, data) = match frame.header.opcode {
+    let (at, data, masks) = match frame.header.opcode {
         Opcode::Write => {
             let head = WriteHead::decode(frame.head()).expect("a write head");
             let data = frame.payload();
             if !fragment_crcs(head.at.offset, &data).eq(head.crcs.iter().copied()) {
                 return bare(Status::PayloadChecksum);
             }
-            (head.at, Some(data))
+            (head.at, Some(data), true)
         }
-        _ => (ZeroHead::decode(frame.head()).expect("a zero head").at, None),
+        _ => {
+            let head = ZeroHead::decode(frame.head()).expect("a zero head");
+            (head.at, None, head.masks)
+        }
     };
     if let Err(reply) = check(c, &at) {
         return reply;
@@ -462,7 +506,8 @@ fn change(c: &mut Copyset, frame: &Frame) -> Reply {
         return (Status::StaleSeq, Bytes::copy_from_slice(&min_seq.to_le_bytes()), Vec::new());
     }
     let chain = c.layers[&at.layer.0].chain.clone();
-    for f in page_fragments(at.offset, at.len as usize) {
+    let masks = masks || !chain.is_empty() || c.layers[&at.layer.0].pages.keys().any(|(chunk, _)| *chunk == at.chunk.0);
+    for f in page_fragments(at.offset, at.len as usize).filter(|_| masks) {
         let key = (at.chunk.0, f.page);
         let page = if f.is_whole_page() && data.is_none() {
             None

@@ -6,11 +6,13 @@ mod extents;
 mod hold;
 mod incoming;
 mod io_errors;
+mod lazy;
 mod limits;
 mod mds;
 mod order;
 mod oracle;
 mod routing;
+mod standby;
 
 use bytes::Bytes;
 use chunkserver::Chunkservers;

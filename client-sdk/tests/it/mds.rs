@@ -23,6 +23,7 @@ pub(crate) struct FakeVolume {
     pub(crate) volume: Volume,
     pub(crate) ancestry: Vec<Ancestor>,
     pub(crate) client: u64,
+    pub(crate) backup: Option<BackupParent>,
 }
 
 #[derive(Default)]
@@ -217,6 +218,9 @@ impl Mds for Node {
         let mut inner = self.enter("attach_volume")?;
         let r = r.into_inner();
         let Some(v) = inner.volumes.get_mut(&r.path) else { return Err(refuse(MdsErrorKind::NotFound)) };
+        if v.backup.is_some() && !r.reads_backups {
+            return Err(refuse(MdsErrorKind::InvalidArgument));
+        }
         if !r.read_only {
             if v.client != 0 && v.client != r.client && !r.steal {
                 return Err(refuse(MdsErrorKind::Attached));
@@ -236,6 +240,7 @@ impl Mds for Node {
             size_bytes: v.volume.size_bytes,
             ancestry: v.ancestry.clone(),
             cluster: Bytes::copy_from_slice(&CLUSTER),
+            backup: v.backup.clone(),
         };
         reply(inner, "attach_volume", grant)
     }
@@ -310,6 +315,15 @@ impl Mds for Node {
     }
 
     async fn rename_volume(&self, _: Request<RenameVolumeRequest>) -> Answer<Volume> {
+        absent()
+    }
+    async fn create_lazy_volume(&self, _: Request<CreateLazyVolumeRequest>) -> Answer<Volume> {
+        absent()
+    }
+    async fn complete_backup_parent(&self, _: Request<CompleteBackupParentRequest>) -> Answer<Empty> {
+        absent()
+    }
+    async fn list_backup_parents(&self, _: Request<ListBackupParentsRequest>) -> Answer<BackupParentList> {
         absent()
     }
     async fn list_volumes(&self, _: Request<ListVolumesRequest>) -> Answer<ListVolumesReply> {

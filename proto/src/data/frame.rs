@@ -18,9 +18,12 @@ pub const VERSION: u8 = 1;
 /// Lowest version of the protocol that this build speaks.
 pub const PROTOCOL_MIN: u16 = 1;
 /// Highest version of the protocol that this build speaks.
-pub const PROTOCOL_MAX: u16 = 2;
+pub const PROTOCOL_MAX: u16 = 3;
 /// The version that has [`Opcode::PageMap`]: an older process ends a connection on which it comes.
 pub const PAGE_MAP_SINCE: u16 = 2;
+/// The version that has [`Opcode::Paste`], reads that tell missing pages, and zeroings that always mask: an older process would
+/// take the latter two for plain ones.
+pub const PASTE_SINCE: u16 = 3;
 /// Bytes of a header.
 pub const HEADER_BYTES: usize = 32;
 /// Bytes that a reader asks from the socket at once: many small frames per system call.
@@ -63,6 +66,8 @@ opcodes! {
     Status = 0x06,
     /// What a chunk holds, page by page, and what changed in it.
     PageMap = 0x07,
+    /// Fill pages of a layer below everything that it has, with content of the backup it stands on.
+    Paste = 0x08,
     /// Only in the Raft log: refuse writes below a seq.
     Seal = 0x10,
     /// Only in the Raft log: delete a layer.

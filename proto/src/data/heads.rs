@@ -6,6 +6,7 @@
 use super::codec::{DecodeError, Reader, put_count};
 use super::flatten::FlattenHead;
 use super::frame::Opcode;
+use super::paste::PasteHead;
 use bytes::{BufMut, Bytes, BytesMut};
 use ogee_common::geometry::page_fragments;
 use ogee_common::id::{AttachEpoch, ChunkIndex, ConnectionGeneration, CopysetId, LayerId, SessionId, Term, VolumeSeq};
@@ -244,6 +245,8 @@ impl WriteHead {
 pub struct ZeroHead {
     /// Where and by what right.
     pub at: LayerHead,
+    /// Record zero pages also where nothing lies below: a backup may (since [`super::PASTE_SINCE`]).
+    pub masks: bool,
 }
 
 impl ZeroHead {
@@ -252,6 +255,7 @@ impl ZeroHead {
     pub fn encode(&self) -> Bytes {
         let mut b = BytesMut::with_capacity(LayerHead::BYTES);
         self.at.put(Opcode::Zero, 0, &mut b);
+        b[1] = u8::from(self.masks);
         b.freeze()
     }
 
@@ -261,9 +265,16 @@ impl ZeroHead {
     /// [`DecodeError`].
     pub fn decode(head: &[u8]) -> Result<Self, DecodeError> {
         let mut r = Reader(head);
-        let (at, _, _) = LayerHead::take(Opcode::Zero, CHUNK_BYTES, &mut r)?;
+        let (at, modifier, _) = LayerHead::take(Opcode::Zero, CHUNK_BYTES, &mut r)?;
         r.finish()?;
-        Ok(Self { at })
+        Ok(Self { at, masks: flag(modifier)? })
+    }
+}
+
+fn flag(modifier: u8) -> Result<bool, DecodeError> {
+    match modifier {
+        0 | 1 => Ok(modifier == 1),
+        _ => Err(DecodeError::OutOfRange("modifier")),
     }
 }
 
@@ -289,6 +300,8 @@ pub(super) fn take_chain(count: usize, r: &mut Reader<'_>) -> Result<Vec<Ancesto
 pub struct ReadHead {
     /// Where and by what right.
     pub at: LayerHead,
+    /// Answer with a [`super::ThinReply`], which tells the pages that no version has from zeros (since [`super::PASTE_SINCE`]).
+    pub tells_missing: bool,
     /// Parents to read through to, nearest first.
     pub chain: Vec<Ancestor>,
 }
@@ -299,6 +312,7 @@ impl ReadHead {
     pub fn encode(&self) -> Bytes {
         let mut b = BytesMut::with_capacity(LayerHead::BYTES + self.chain.len() * 16);
         self.at.put(Opcode::Read, self.chain.len(), &mut b);
+        b[1] = u8::from(self.tells_missing);
         put_chain(&self.chain, &mut b);
         b.freeze()
     }
@@ -309,10 +323,10 @@ impl ReadHead {
     /// [`DecodeError`].
     pub fn decode(head: &[u8]) -> Result<Self, DecodeError> {
         let mut r = Reader(head);
-        let (at, _, count) = LayerHead::take(Opcode::Read, REQUEST_BYTES_MAX, &mut r)?;
-        let chain = take_chain(count, &mut r)?;
+        let (at, modifier, count) = LayerHead::take(Opcode::Read, REQUEST_BYTES_MAX, &mut r)?;
+        let (tells_missing, chain) = (flag(modifier)?, take_chain(count, &mut r)?);
         r.finish()?;
-        Ok(Self { at, chain })
+        Ok(Self { at, tells_missing, chain })
     }
 }
 
@@ -445,10 +459,12 @@ pub enum Command {
     DropVersion(DropVersionHead),
     /// The leader's order to copy pages of a layer's ancestors into it.
     Flatten(FlattenHead),
+    /// Pages of the backup that a layer stands on, with their data.
+    Paste(PasteHead, Bytes),
 }
 
 impl Command {
-    /// Encodes the command as it goes into the Raft log. A Write from a frame is not encoded again: the frame's body
+    /// Encodes the command as it goes into the Raft log. A Write or Paste from a frame is not encoded again: the frame's body
     /// is already this.
     #[must_use]
     pub fn encode(&self) -> Bytes {
@@ -466,11 +482,15 @@ impl Command {
                 put_u64s(&mut b, Opcode::DropVersion, &[d.layer.0, d.after.0, d.seq.0, d.next.0]);
             }
             Self::Flatten(head) => b.put_slice(&head.encode()),
+            Self::Paste(head, data) => {
+                b.put_slice(&head.encode());
+                b.put_slice(data);
+            }
         }
         b.freeze()
     }
 
-    /// Decodes a command; a Write's data is a slice of `bytes`, not a copy.
+    /// Decodes a command; data of a Write or Paste is a slice of `bytes`, not a copy.
     ///
     /// # Errors
     /// [`DecodeError`]. The data's checksums are not checked here.
@@ -483,6 +503,15 @@ impl Command {
                 let data = bytes.slice(bytes.len() - r.0.len()..);
                 return if data.len() == head.at.len as usize {
                     Ok(Self::Write(head, data))
+                } else {
+                    Err(DecodeError::OutOfRange("payload length"))
+                };
+            }
+            Opcode::Paste => {
+                let head = PasteHead::take(&mut r)?;
+                let data = bytes.slice(bytes.len() - r.0.len()..);
+                return if data.len() == head.pages.data_bytes() {
+                    Ok(Self::Paste(head, data))
                 } else {
                     Err(DecodeError::OutOfRange("payload length"))
                 };

@@ -39,6 +39,17 @@ impl ChunkPages {
         self.0[page as usize / 8] >> (page % 8) & 1 == 1
     }
 
+    /// Pages of either.
+    #[must_use]
+    pub fn union(&self, other: &Self) -> Self {
+        Self(Box::new(std::array::from_fn(|byte| self.0[byte] | other.0[byte])))
+    }
+
+    /// Adds a page, 0 to 4095.
+    pub fn insert(&mut self, page: u32) {
+        self.0[page as usize / 8] |= 1 << (page % 8);
+    }
+
     /// Replaces what it holds of a row, 0 to 15, by a set of the pages of a row.
     pub fn set_row(&mut self, row: u8, pages: &[u8; ROW_BYTES]) {
         self.0[usize::from(row) * ROW_BYTES..][..ROW_BYTES].copy_from_slice(pages);

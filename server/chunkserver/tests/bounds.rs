@@ -65,8 +65,8 @@ fn reads_go_on_while_an_entry_waits() {
         while faults.struck() < 5 {
             tokio::time::sleep(tiny().no_space_pause).await;
         }
-        let head = ogee_proto::data::ReadHead { at: at(1, 0, 8192), chain: vec![] };
-        match store.read(&head).await.expect("read") {
+        let head = ogee_proto::data::ReadHead { at: at(1, 0, 8192), tells_missing: false, chain: vec![] };
+        match store.read(&head).await.expect("read").outcome {
             ogee_chunkserver::store::ReadOutcome::Data { bytes, .. } => assert_eq!(bytes, [7; 8192].as_slice()),
             other => panic!("{other:?}"),
         }

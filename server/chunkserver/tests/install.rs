@@ -122,9 +122,8 @@ async fn bring_up(receiver: &mut Replica, sender: &Sender, world: &World, rng: &
     receiver.check(world).await;
 }
 
-async fn history(seed: u64, events: u32) {
+async fn history(seed: u64, events: u32, mut world: World) {
     let mut rng = Rng(seed);
-    let mut world = World::default();
     (0..events).for_each(|_| world.event(&mut rng));
     let log = Arc::new(world.log.clone());
     let sent_at = part(&mut rng, log.len() - 1) + 1;
@@ -148,7 +147,12 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn replicas_converge(seed in any::<u64>(), events in 1u32..100) {
-        run(history(seed, events));
+        run(history(seed, events, World::default()));
+    }
+
+    #[test]
+    fn replicas_of_layers_on_a_backup_converge(seed in any::<u64>(), events in 1u32..100) {
+        run(history(seed, events, World::lazy()));
     }
 
     /// Whatever arrives from another replica, decoding ends in an answer or an error.

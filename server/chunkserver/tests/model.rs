@@ -9,9 +9,8 @@ use support::world::World;
 use support::{Rng, run};
 
 /// One history: events, checkpoints, kills, power cuts, sometimes in the middle of a replay.
-async fn history(seed: u64, events: u32) {
+async fn history(seed: u64, events: u32, mut world: World) {
     let mut rng = Rng(seed);
-    let mut world = World::default();
     let mut replica = Replica::new(tiny()).await;
     for _ in 0..events {
         world.event(&mut rng);
@@ -59,6 +58,12 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn agrees_with_the_oracle(seed in any::<u64>(), events in 1u32..80) {
-        run(history(seed, events));
+        run(history(seed, events, World::default()));
+    }
+
+    /// Clients that fill missing pages from a backup, and paste what they write in part: whatever was pasted when, what they read is the same.
+    #[test]
+    fn layers_on_a_backup_agree_with_the_oracle(seed in any::<u64>(), events in 1u32..80) {
+        run(history(seed, events, World::lazy()));
     }
 }

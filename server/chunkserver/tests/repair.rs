@@ -43,8 +43,8 @@ async fn both(own: &mut Replica, other: &mut Replica, command: &Command) {
 }
 
 async fn mending_read(own: &Replica, others: &[Other], seq: u64, offset: u32, len: u32) -> Result<Vec<u8>, ReadError> {
-    let head = ReadHead { at: at(seq, offset, len), chain: vec![] };
-    match own.store().read_or_repair(&head, others).await? {
+    let head = ReadHead { at: at(seq, offset, len), tells_missing: false, chain: vec![] };
+    match own.store().read_or_repair(&head, others).await?.outcome {
         ReadOutcome::AllZero => Ok(vec![0; len as usize]),
         ReadOutcome::Data { bytes, .. } => Ok(bytes.to_vec()),
     }
@@ -260,7 +260,7 @@ fn repairs_race_with_entries_and_checkpoints() {
             let others = [Other(Some(peer))];
             while !stopped.load(Ordering::Relaxed) {
                 for page in 0..4 {
-                    let head = ReadHead { at: at(1, page * 4096, 4096), chain: vec![] };
+                    let head = ReadHead { at: at(1, page * 4096, 4096), tells_missing: false, chain: vec![] };
                     match store.read_or_repair(&head, &others).await {
                         Ok(_) | Err(ReadError::Corrupt { .. } | ReadError::Refused(_)) => {}
                         Err(other) => panic!("{other:?}"),

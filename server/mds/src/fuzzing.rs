@@ -3,7 +3,7 @@
 
 use crate::machine::command::{Envelope, decode_answer, encode_answer};
 use crate::machine::row::{
-    ChunkserverRow, CopysetRow, DirectoryRow, EntryRow, LayerRow, MoveRow, PoolRow, Row, ScheduleRow, SegmentRow, ServiceTaskRow, SnapshotRow,
+    BackupRow, ChunkserverRow, CopysetRow, DirectoryRow, EntryRow, LayerRow, MoveRow, PoolRow, Row, ScheduleRow, SegmentRow, ServiceTaskRow, SnapshotRow,
     VolumeOptionsRow,
     VolumeRow,
 };
@@ -39,4 +39,5 @@ pub fn mds_records(data: &[u8]) {
     row::<VolumeOptionsRow>(data);
     row::<ServiceTaskRow>(data);
     row::<ScheduleRow>(data);
+    row::<BackupRow>(data);
 }

@@ -111,6 +111,13 @@ pub(crate) enum Refusal {
     NoSuchSchedule { name: String },
     #[error("there are {SCHEDULES_MAX} schedules already")]
     TooManySchedules,
+    #[error("it still stands on backup {backup:016x} of repository {repository:?}; wait until its hydrate task is done: ogee task ls")]
+    Hydrating { repository: String, backup: u64 },
+    #[error(
+        "it stands on a backup in repository {repository:?}, and this client cannot read backups: name the repository's configuration \
+         (--repo-config FILE, or OGEE_REPO_CONFIG), or use a newer ogee"
+    )]
+    NeedsBackup { repository: String },
 }
 
 fn list(names: &[String], more: bool) -> String {
@@ -146,12 +153,14 @@ impl Refusal {
             | Self::BehindEnd(_)
             | Self::PlaceFixed(_)
             | Self::ServiceTaskNotCancelled(_)
+            | Self::NeedsBackup { .. }
             | Self::ForeignCopyset(_) => Kind::InvalidArgument,
             Self::Attached { .. } => Kind::Attached,
             Self::Fenced { .. } | Self::ServiceTaskFenced { .. } => Kind::Fenced,
             Self::HasSnapshots { .. }
             | Self::HasClones { .. }
             | Self::FolderNotEmpty { .. }
+            | Self::Hydrating { .. }
             | Self::ChunkserverInUse { .. } => Kind::InUse,
             Self::WrongOwner => Kind::WrongOwner,
             Self::TooDeep { .. } | Self::TooManySnapshots | Self::TooManyFlattens | Self::TooManyServiceTasks | Self::TooManySchedules => {

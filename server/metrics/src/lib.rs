@@ -4,8 +4,8 @@
 //! Called by the daemons and by `ogee vhost-blk`: they implement [`Figures`] over counters that they keep anyway, and
 //! start a [`MetricsServer`]. Invariants: nothing is counted or remembered here, a scrape reads the counters as they
 //! are; a scrape never runs on the daemon's loop; one connection is served at a time, for at most
-//! [`CONNECTION_TIMEOUT`], so that no client can hold memory or threads. Deliberately absent: TLS and passwords; the
-//! figures hold no names of volumes.
+//! [`CONNECTION_TIMEOUT`], so that no client can hold memory or threads. Deliberately absent: TLS and passwords. Names
+//! of volumes are shown by `ogee vhost-blk serve` alone.
 //!
 //! ```no_run
 //! # use std::sync::Arc;

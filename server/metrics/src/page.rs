@@ -50,6 +50,37 @@ impl Page<'_> {
         Ok(())
     }
 
+    /// Numbers that only grow, told apart by several labels; shown as `ogee_<name>_total{a="...",b="..."}`. No two may have the
+    /// same labels.
+    ///
+    /// # Errors
+    /// As [`Page::counter`].
+    pub fn counters_by<'v, const N: usize>(
+        &mut self, name: &str, meaning: &str, labels: [&str; N], values: impl IntoIterator<Item = ([&'v str; N], u64)>,
+    ) -> fmt::Result {
+        let mut family = self.0.encode_descriptor(name, meaning, None, MetricType::Counter)?;
+        for (value, count) in values {
+            let labels: [(&str, &str); N] = std::array::from_fn(|i| (labels[i], value[i]));
+            ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+
+    /// Numbers that come and go, told apart by a label; shown as `ogee_<name>{label="..."}`.
+    ///
+    /// # Errors
+    /// As [`Page::counter`].
+    pub fn gauges<'v>(
+        &mut self, name: &str, meaning: &str, label: &str, values: impl IntoIterator<Item = (&'v str, u64)>,
+    ) -> fmt::Result {
+        let mut family = self.0.encode_descriptor(name, meaning, None, MetricType::Gauge)?;
+        for (value, count) in values {
+            let labels = [(label, value)];
+            ConstGauge::new(count).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+
     /// A number that comes and goes; shown as `ogee_<name>`.
     ///
     /// # Errors
@@ -92,7 +123,9 @@ mod tests {
         fn fill(&self, page: &mut Page<'_>) -> fmt::Result {
             page.counter("wal_flushes", "Durable writes of the log", 17)?;
             page.counters("volume_ios", "IOs that ended", "kind", [("read", 3), ("write", u64::MAX)])?;
-            page.gauge("raft_groups_led", "Groups that this process leads", 0)
+            page.gauge("raft_groups_led", "Groups that this process leads", 0)?;
+            page.counters_by("ios", "By both", ["volume", "kind"], [(["a/b", "read"], 1), (["c", "read"], 2)])?;
+            page.gauges("open", "Of each", "volume", [("a/b", 1)])
         }
     }
 
@@ -111,6 +144,13 @@ ogee_volume_ios_total{kind=\"write\"} 18446744073709551615
 # HELP ogee_raft_groups_led Groups that this process leads
 # TYPE ogee_raft_groups_led gauge
 ogee_raft_groups_led 0
+# HELP ogee_ios By both
+# TYPE ogee_ios counter
+ogee_ios_total{volume=\"a/b\",kind=\"read\"} 1
+ogee_ios_total{volume=\"c\",kind=\"read\"} 2
+# HELP ogee_open Of each
+# TYPE ogee_open gauge
+ogee_open{volume=\"a/b\"} 1
 # EOF
 ";
         assert_eq!(text, expected);

@@ -15,6 +15,7 @@ use super::failure::Failure;
 use super::retention::Keep;
 use super::step;
 use super::task::BackupTask;
+use super::upkeep::stands_on;
 use crate::error::{RepoErrorKind, TransferError};
 use crate::export::{Source, export_guarded};
 use crate::index::Index;
@@ -148,6 +149,11 @@ async fn retain(job: &Job<'_>, task: &BackupTask, (repo, made): (&Repository, &I
     scheduled.retain(is_of_volume);
     let backups: Vec<(u64, u64)> = scheduled.iter().map(|i| (i.generation, i.snapshot_unix_ms)).collect();
     for index in keep.goes(&backups).into_iter().map(|i| &scheduled[i]).filter(|i| i.id != made.id) {
+        // It goes with a later one's retention.
+        if let Some(what) = stands_on(job, index.backup_id()).await? {
+            tracing::warn!(target: "controlpath", task = job.lease.task(), backup = index.id, what, "a scheduled backup stays: something stands on it");
+            continue;
+        }
         job.lease.check().await?;
         match repo.remove(index.backup_id()).await {
             Err(e) if e.kind == RepoErrorKind::NotFound => {}

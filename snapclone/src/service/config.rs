@@ -4,6 +4,7 @@
 //! operator edits the file once. Absent: what to do, which the tasks say.
 
 use super::failure::chain;
+use super::listen::ListenAddr;
 use crate::error::RepoError;
 use crate::place::Place;
 use ogee_common::limits::{SERVICE_TASK_CHOICES_MAX, SNAPCLONE_TASKS_MAX};
@@ -12,6 +13,7 @@ use ogee_proto::net::TlsConfig;
 use serde::Deserialize;
 use std::collections::BTreeSet;
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 /// Tasks at once unless configured: two cores are busy with them.
@@ -22,6 +24,7 @@ const TASKS_DEFAULT: usize = 4;
 #[serde(deny_unknown_fields)]
 pub struct SnapcloneConfig {
     /// Addresses of the MDS nodes, `host:port`.
+    #[serde(default)]
     pub mds: Vec<String>,
     /// Tasks that are done at once. Default: 4.
     #[serde(default = "default_tasks")]
@@ -32,6 +35,40 @@ pub struct SnapcloneConfig {
     /// TLS with other hosts, with a client's certificate; by default none. See [`TlsConfig`].
     #[serde(default)]
     pub tls: Option<TlsConfig>,
+    /// The REST API; by default none.
+    #[serde(default)]
+    pub api: Option<ApiConfig>,
+    /// Curve's API; by default none.
+    #[serde(default)]
+    pub curve: Option<CurveConfig>,
+    /// Where `GET /metrics` is answered, for Prometheus: `ip:port`; by default nowhere. It shows no names of volumes and has neither TLS nor tokens.
+    #[serde(default)]
+    pub metrics: Option<SocketAddr>,
+}
+
+/// The REST API.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApiConfig {
+    /// Where: `ip:port` or `unix:/path`.
+    pub listen: ListenAddr,
+    /// The tokens file. Without one everybody who can connect is let in, so only this host may be able to.
+    #[serde(default)]
+    pub tokens: Option<PathBuf>,
+    /// A folder with `ca.pem`, `cert.pem` and `key.pem`: TLS 1.3 on TCP. By default none.
+    #[serde(default)]
+    pub tls_dir: Option<PathBuf>,
+}
+
+/// Curve's API, whose clients know neither tokens nor TLS.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CurveConfig {
+    /// Where: `ip:port` or `unix:/path`.
+    pub listen: ListenAddr,
+    /// Whether others than this host may connect, all of whom may then do everything that the API has.
+    #[serde(default)]
+    pub trust_network: bool,
 }
 
 fn default_tasks() -> usize {
@@ -111,6 +148,18 @@ pub enum ConfigProblem {
     /// A relative path.
     #[error("tls.dir = {0:?}: give an absolute path")]
     RelativeTlsDir(PathBuf),
+    /// A relative path.
+    #[error("{0} = {1:?}: give an absolute path")]
+    RelativePath(&'static str, PathBuf),
+    /// Everybody could do everything.
+    #[error("api.listen = {0}: others can connect, so api.tokens must name a tokens file; or listen on a loopback address or unix:/path")]
+    Open(ListenAddr),
+    /// Everybody could do everything.
+    #[error("curve.listen = {0}: others can connect, and Curve's clients show no tokens; listen on a loopback address or unix:/path, or say curve.trust_network = true")]
+    CurveOpen(ListenAddr),
+    /// A socket has no TLS.
+    #[error("api.tls_dir: a UNIX socket has no TLS")]
+    SocketTls,
 }
 
 impl SnapcloneConfig {
@@ -123,6 +172,17 @@ impl SnapcloneConfig {
         let config: Self = toml::from_str(&text).map_err(|e| ConfigError::Syntax(Box::new(e)))?;
         config.validate()?;
         Ok(config)
+    }
+
+    /// Reads the repositories of a file, for who needs only those; its other keys may be absent.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with everything that is wrong with the repositories.
+    pub fn load_repositories(path: &Path) -> Result<Vec<RepositoryConfig>, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|e| ConfigError::Read(e.kind()))?;
+        let config: Self = toml::from_str(&text).map_err(|e| ConfigError::Syntax(Box::new(e)))?;
+        let problems = config.repository_problems();
+        if problems.is_empty() { Ok(config.repositories) } else { Err(ConfigError::Invalid(problems)) }
     }
 
     /// Checks everything and reports every problem.
@@ -139,6 +199,16 @@ impl SnapcloneConfig {
         if self.tasks == 0 || self.tasks > SNAPCLONE_TASKS_MAX {
             problems.push(ConfigProblem::Tasks(self.tasks));
         }
+        problems.extend(self.repository_problems());
+        if let Some(tls) = self.tls.as_ref().filter(|tls| !tls.dir.is_absolute()) {
+            problems.push(ConfigProblem::RelativeTlsDir(tls.dir.clone()));
+        }
+        self.check_listeners(&mut problems);
+        if problems.is_empty() { Ok(()) } else { Err(ConfigError::Invalid(problems)) }
+    }
+
+    fn repository_problems(&self) -> Vec<ConfigProblem> {
+        let mut problems = vec![];
         if self.repositories.is_empty() || self.repositories.len() > SERVICE_TASK_CHOICES_MAX {
             problems.push(ConfigProblem::Repositories(self.repositories.len()));
         }
@@ -155,10 +225,26 @@ impl SnapcloneConfig {
                 problems.push(ConfigProblem::Place(name, e));
             }
         }
-        if let Some(tls) = self.tls.as_ref().filter(|tls| !tls.dir.is_absolute()) {
-            problems.push(ConfigProblem::RelativeTlsDir(tls.dir.clone()));
+        problems
+    }
+
+    fn check_listeners(&self, problems: &mut Vec<ConfigProblem>) {
+        if let Some(api) = &self.api {
+            for (key, path) in [("api.tokens", &api.tokens), ("api.tls_dir", &api.tls_dir)] {
+                if let Some(path) = path.as_ref().filter(|path| !path.is_absolute()) {
+                    problems.push(ConfigProblem::RelativePath(key, path.clone()));
+                }
+            }
+            if api.tokens.is_none() && !api.listen.is_local() {
+                problems.push(ConfigProblem::Open(api.listen.clone()));
+            }
+            if api.tls_dir.is_some() && matches!(api.listen, ListenAddr::Unix(_)) {
+                problems.push(ConfigProblem::SocketTls);
+            }
         }
-        if problems.is_empty() { Ok(()) } else { Err(ConfigError::Invalid(problems)) }
+        if let Some(curve) = self.curve.as_ref().filter(|curve| !curve.trust_network && !curve.listen.is_local()) {
+            problems.push(ConfigProblem::CurveOpen(curve.listen.clone()));
+        }
     }
 }
 
@@ -194,5 +280,29 @@ mod tests {
         let unknown = "mds = [\"a:1\"]\n[[repository]]\nname = \"x\"\nurl = \"file:///x\"\ncolour = \"red\"\n";
         assert!(matches!(read(unknown), Err(ConfigError::Syntax(_))));
         assert!(matches!(read("mds = [\"a:1\"]\nport = 1\n"), Err(ConfigError::Syntax(_))));
+    }
+    #[test]
+    fn nobody_is_let_in_from_elsewhere_without_a_token() {
+        let with = |more: &str| read(&format!("mds = [\"a:1\"]\n[[repository]]\nname = \"x\"\nurl = \"file:///x\"\n{more}"));
+        for fine in [
+            "[api]\nlisten = \"127.0.0.1:5556\"\n",
+            "[api]\nlisten = \"unix:/run/ogee.sock\"\n",
+            "[api]\nlisten = \"0.0.0.0:5556\"\ntokens = \"/etc/ogee/tokens\"\ntls_dir = \"/etc/ogee/tls\"\n",
+            "[curve]\nlisten = \"127.0.0.1:5555\"\n",
+            "[curve]\nlisten = \"0.0.0.0:5555\"\ntrust_network = true\n",
+        ] {
+            assert!(with(fine).is_ok(), "{fine}");
+        }
+        for (bad, part) in [
+            ("[api]\nlisten = \"0.0.0.0:5556\"\n", "api.tokens"),
+            ("[api]\nlisten = \"[::]:5556\"\n", "api.tokens"),
+            ("[api]\nlisten = \"127.0.0.1:5556\"\ntokens = \"tokens\"\n", "absolute"),
+            ("[api]\nlisten = \"unix:/a\"\ntls_dir = \"/tls\"\n", "no TLS"),
+            ("[api]\nlisten = \"5556\"\n", "no address"),
+            ("[curve]\nlisten = \"10.0.0.1:5555\"\n", "trust_network"),
+        ] {
+            let error = with(bad).expect_err(bad).to_string();
+            assert!(error.contains(part) && !error.contains('\n'), "{bad}: {error}");
+        }
     }
 }

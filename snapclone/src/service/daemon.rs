@@ -12,10 +12,13 @@
 //! instance holds nothing that a new one would need. Work runs on one thread; renewals on others, so that work never holds them up.
 
 use super::config::SnapcloneConfig;
+use super::doors::{DoorError, Doors};
 use super::failure::{Failure, chain};
 use super::lease::{Lease, Standing};
+use super::metrics::ServiceFigures;
 use super::task::{KINDS, Note, Work};
-use super::{backup, restore, upkeep};
+use super::{backup, hydrate, restore, upkeep};
+use crate::lazy::Repositories;
 use crate::place::Place;
 use crate::repository::Repository;
 use ogee_client::{Cluster, ClusterConfig, MdsCallError};
@@ -46,16 +49,33 @@ pub enum ServiceError {
     /// It cannot be a client of the cluster.
     #[error("connect to the cluster")]
     Connect(#[from] MdsCallError),
+    /// What it is to listen on cannot be had.
+    #[error("listen")]
+    Listen(#[from] DoorError),
 }
 
-/// Does tasks until `shutdown`; then gives back what is under way.
+/// Does tasks and serves the APIs until `shutdown`; then gives back what is under way, and ends the requests that are.
 ///
 /// # Errors
 /// [`ServiceError`]. An MDS or a repository that does not answer is none: it is waited for.
 pub async fn run(config: SnapcloneConfig, shutdown: impl Future<Output = ()>) -> Result<(), ServiceError> {
-    let (limit, daemon) = (config.tasks, Rc::new(Daemon::new(config)?));
+    let doors = Doors::open(&config)?;
+    let (limit, metrics) = (config.tasks, config.metrics);
+    let daemon = Rc::new(Daemon::new(config)?);
+    let _metrics = metrics.and_then(|addr| daemon.figures.serve(addr));
+    let stop = watch::Sender::new(false);
+    let mut serving = doors.serve((daemon.cluster.mds(), &daemon.places), &daemon.figures, &stop);
     tracing::info!(target: "controlpath", owner = daemon.owner, repositories = daemon.places.len(), "snapclone serves");
+    let shutdown = async {
+        shutdown.await;
+        stop.send_replace(true);
+    };
     LocalSet::new().run_until(daemon.serve(limit, shutdown)).await;
+    while let Some(ended) = serving.join_next().await {
+        if let Err(error) = ended {
+            tracing::error!(target: "controlpath", %error, "an API ended by a bug");
+        }
+    }
     Ok(())
 }
 
@@ -65,20 +85,23 @@ pub(super) struct Daemon {
     cluster: Cluster,
     places: BTreeMap<String, Place>,
     owner: u64,
+    figures: Arc<ServiceFigures>,
 }
 
 impl Daemon {
     fn new(config: SnapcloneConfig) -> Result<Self, ServiceError> {
+        let places: BTreeMap<String, Place> = config.repositories.into_iter().map(|r| (r.name, r.place)).collect();
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let cluster = Cluster::connect_lazy(ClusterConfig {
             mds: config.mds,
             network: Network::new(config.tls.as_ref())?,
             description: format!("{} snapclone {}", host.trim(), std::process::id()),
             io_timeout: Some(IO_TIMEOUT),
+            // A volume that stands on a backup is backed up, too.
+            backups: Some(Arc::new(Repositories::new(places.clone()))),
             ..ClusterConfig::default()
         })?;
-        let places = config.repositories.into_iter().map(|r| (r.name, r.place)).collect();
-        Ok(Self { cluster, places, owner: rng::nonzero_u64() })
+        Ok(Self { cluster, places, owner: rng::nonzero_u64(), figures: Arc::default() })
     }
 
     async fn serve(self: Rc<Self>, limit: usize, shutdown: impl Future<Output = ()>) {
@@ -136,13 +159,22 @@ impl Daemon {
             Err(error) => {
                 let lease = Lease::new(mds, &task, Note::default(), asked);
                 said(&lease, "failed", lease.end("failed", bounded(chain(&error))).await);
+                self.figures.ended("other", "failed");
                 return;
             }
         };
         let lease = Arc::new(Lease::new(mds, &task, note, asked));
         let kept = lease.clone();
         let keeper = AbortOnDrop(tokio::spawn(async move { kept.keep().await }));
-        let job = Job { cluster: &self.cluster, place: self.places.get(&task.repository), lease: &lease, work: &work };
+        let _running = self.figures.begin(work.kind());
+        let job = Job {
+            cluster: &self.cluster,
+            repository: &task.repository,
+            places: &self.places,
+            lease: &lease,
+            work: &work,
+            figures: &self.figures,
+        };
         let outcome = Box::pin(job.outcome(stop)).await;
         tokio::select! {
             () = lease.until(Standing::Lost) => tracing::warn!(target: "controlpath", task = task.id, "task lost"),
@@ -199,18 +231,25 @@ enum Outcome {
 /// A task under way.
 pub(super) struct Job<'a> {
     pub(super) cluster: &'a Cluster,
-    place: Option<&'a Place>,
+    repository: &'a str,
+    places: &'a BTreeMap<String, Place>,
     pub(super) lease: &'a Lease,
     work: &'a Work,
+    figures: &'a ServiceFigures,
 }
 
 impl Job<'_> {
     /// The task's repository; with `make` it is made if there is none.
     pub(super) async fn open(&self, make: bool) -> Result<Repository, Failure> {
-        match self.place {
-            Some(place) => Ok(place.open(make).await?),
-            None => Err(Failure::Final("this snapclone does not know the repository".to_owned())),
-        }
+        Ok(self.place_of(self.repository)?.open(make).await?)
+    }
+
+    /// Where a repository is.
+    ///
+    /// # Errors
+    /// This instance does not know it.
+    pub(super) fn place_of(&self, repository: &str) -> Result<&Place, Failure> {
+        self.places.get(repository).ok_or_else(|| Failure::Final(format!("this snapclone does not know repository {repository:?}")))
     }
 
     async fn outcome(&self, mut stop: watch::Receiver<bool>) -> Outcome {
@@ -247,6 +286,7 @@ impl Job<'_> {
         match self.work {
             Work::Backup(task) => Box::pin(backup::make(self, task)).await,
             Work::Restore(task) => Box::pin(restore::make(self, task)).await,
+            Work::Hydrate(task) => Box::pin(hydrate::make(self, task)).await,
             Work::Remove(task) => upkeep::remove(self, task).await,
             Work::Verify(task) => upkeep::check(self, task).await,
             Work::Gc(task) => upkeep::gc(self, task).await,
@@ -258,8 +298,8 @@ impl Job<'_> {
         match self.work {
             Work::Backup(task) => backup::undo(self, task, is_cancelled).await,
             Work::Restore(task) => restore::undo(self, task).await,
-            // A removal is one step, the others leave nothing.
-            Work::Remove(_) | Work::Verify(_) | Work::Gc(_) => Ok(None),
+            // A removal is one step, what was pasted is good, the others leave nothing.
+            Work::Hydrate(_) | Work::Remove(_) | Work::Verify(_) | Work::Gc(_) => Ok(None),
         }
     }
 
@@ -294,7 +334,9 @@ impl Job<'_> {
         }
     }
 
-    async fn end(&self, end: &str, result: String) {
-        said(self.lease, end, self.lease.end(end, bounded(result)).await);
+    async fn end(&self, end: &'static str, result: String) {
+        let ended = self.lease.end(end, bounded(result)).await;
+        self.figures.ended(self.work.kind(), if ended.is_ok() { end } else { "lost" });
+        said(self.lease, end, ended);
     }
 }

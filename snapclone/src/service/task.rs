@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// The words of all kinds.
-pub const KINDS: [&str; 5] = ["backup", "restore", "remove", "verify", "gc"];
+pub const KINDS: [&str; 6] = ["backup", "restore", "hydrate", "remove", "verify", "gc"];
 
 /// Back a snapshot up, or a volume as it is when the task is first taken.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +51,19 @@ pub struct RestoreTask {
     pub throttle: u64,
 }
 
+/// Fill a layer that stands on a backup.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HydrateTask {
+    /// The path of the volume that it was made for, then: for people.
+    pub volume: String,
+    /// The layer.
+    pub layer: u64,
+    /// Bytes a second read from the repository, at most; 0: no limit.
+    #[serde(default)]
+    pub throttle: u64,
+}
+
 /// Something about one backup.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -84,6 +97,8 @@ pub enum Work {
     Backup(BackupTask),
     /// Make a volume.
     Restore(RestoreTask),
+    /// Fill a layer.
+    Hydrate(HydrateTask),
     /// Remove a backup.
     Remove(OneTask),
     /// Check a backup.
@@ -123,6 +138,7 @@ impl Work {
         match kind {
             "backup" => parse(what, arguments).map(Self::Backup),
             "restore" => parse(what, arguments).map(Self::Restore),
+            "hydrate" => parse(what, arguments).map(Self::Hydrate),
             "remove" => parse(what, arguments).map(Self::Remove),
             "verify" => parse(what, arguments).map(Self::Verify),
             "gc" => parse(what, arguments).map(Self::Gc),
@@ -136,6 +152,7 @@ impl Work {
         match self {
             Self::Backup(_) => "backup",
             Self::Restore(_) => "restore",
+            Self::Hydrate(_) => "hydrate",
             Self::Remove(_) => "remove",
             Self::Verify(_) => "verify",
             Self::Gc(_) => "gc",
@@ -148,6 +165,7 @@ impl Work {
         let text = match self {
             Self::Backup(task) => serde_json::to_string(task),
             Self::Restore(task) => serde_json::to_string(task),
+            Self::Hydrate(task) => serde_json::to_string(task),
             Self::Remove(task) => serde_json::to_string(task),
             Self::Verify(task) => serde_json::to_string(task),
             Self::Gc(task) => serde_json::to_string(task),
@@ -192,6 +210,7 @@ mod tests {
         let all = [
             Work::Backup(BackupTask { volume: "f/a".into(), snapshot: None, throttle: 0, full: true, keep: Some(Keep { last: 2, ..Keep::default() }) }),
             Work::Restore(RestoreTask { backup: backup.clone(), volume: "b".into(), owner: String::new(), pool: "default".into(), sector_bytes: 4096, throttle: 5 }),
+            Work::Hydrate(HydrateTask { volume: "b".into(), layer: 7, throttle: 5 }),
             Work::Remove(OneTask { backup: backup.clone() }),
             Work::Verify(VerifyTask { backup, sample: 2 }),
             Work::Gc(GcTask { abandon_after_seconds: 3600 }),

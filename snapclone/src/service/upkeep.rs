@@ -11,6 +11,8 @@ use crate::gc::collect;
 use crate::index::{BackupId, Index};
 use crate::repository::Repository;
 use crate::verify::verify;
+use ogee_proto::MdsErrorKind;
+use ogee_proto::mds as m;
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -25,6 +27,31 @@ pub(super) async fn resolve(job: &Job<'_>, repo: &Repository, name: &str) -> Res
     let index = repo.find(name).await?;
     job.lease.write_down(|note| note.backup = Some(index.id.clone())).await?;
     Ok(index)
+}
+
+/// The first volume, or layer without one, of this cluster that stands on a backup.
+///
+/// # Errors
+/// [`Failure`].
+pub(super) async fn stands_on(job: &Job<'_>, backup: BackupId) -> Result<Option<String>, Failure> {
+    let mut after = 0;
+    loop {
+        let list = job.cluster.mds().list_backup_parents(m::ListBackupParentsRequest { after }).await;
+        let list = match list {
+            // An MDS of an older build does not know the call, and has no such layers.
+            Err(e) if e.kind == MdsErrorKind::InvalidArgument => return Ok(None),
+            list => list.map_err(|e| Failure::call("ask which layers stand on backups", &e))?,
+        };
+        let found = list.parents.iter().find(|parent| parent.backup == backup.0);
+        if let Some(parent) = found {
+            let path = &parent.volume;
+            return Ok(Some(if path.is_empty() { format!("layer {}", parent.layer) } else { format!("volume {path}") }));
+        }
+        match list.parents.last() {
+            Some(last) if list.more => after = last.layer,
+            _ => return Ok(None),
+        }
+    }
 }
 
 /// Removes a backup. A damaged one is removed by its whole identity.
@@ -44,6 +71,9 @@ pub(super) async fn remove(job: &Job<'_>, task: &OneTask) -> Result<Value, Failu
         job.lease.write_down(|note| note.backup = Some(id.to_string())).await?;
     }
     step("remove-noted");
+    if let Some(what) = stands_on(job, id).await? {
+        return Err(Failure::Final(format!("{what} stands on backup {id}; wait until its hydrate task is done")));
+    }
     job.lease.check().await?;
     match repo.remove(id).await {
         // An earlier owner did it.

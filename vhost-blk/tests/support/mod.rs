@@ -4,7 +4,7 @@ pub mod driver;
 pub mod fault;
 
 use ogee_client::BlockDevice;
-use ogee_vhost_blk::{ServeError, StopHandle, VhostBlkConfig, VhostBlkServer, VhostBlkStats};
+use ogee_vhost_blk::{ServeEnd, ServeError, StopHandle, VhostBlkConfig, VhostBlkServer, VhostBlkStats};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -19,7 +19,7 @@ pub struct TestServer {
     pub path: PathBuf,
     pub stats: Arc<VhostBlkStats>,
     pub stop: StopHandle,
-    thread: Option<JoinHandle<Result<(), ServeError>>>,
+    thread: Option<JoinHandle<Result<ServeEnd, ServeError>>>,
     _dir: TempDir,
 }
 

@@ -2,8 +2,8 @@
 //! deeper decoders are reached) and as bare heads and commands. Nothing may panic; what decodes must encode to itself.
 use bytes::Bytes;
 use ogee_proto::data::{
-    Command, FrameReader, HelloHead, HelloReply, OpenLayerHead, Opcode, OutFrame, PageMapHead, PageMapReply, RaftHead, ReadHead, ReadReply, Redirect,
-    StatusHead, StatusReply, WriteHead, ZeroHead,
+    Command, FrameReader, HelloHead, HelloReply, OpenLayerHead, Opcode, OutFrame, PageMapHead, PageMapReply, PasteHead, RaftHead, ReadHead, ReadReply,
+    Redirect, StatusHead, StatusReply, ThinReply, WriteHead, ZeroHead,
 };
 
 fn heads(head: &[u8]) {
@@ -29,6 +29,12 @@ fn heads(head: &[u8]) {
         assert_eq!(&v.encode()[..], head);
     }
     if let Ok(v) = PageMapHead::decode(head) {
+        assert_eq!(&v.encode()[..], head);
+    }
+    if let Ok(v) = PasteHead::decode(head) {
+        assert_eq!(&v.encode()[..], head);
+    }
+    if let Ok(v) = ThinReply::decode(head) {
         assert_eq!(&v.encode()[..], head);
     }
     if let Ok(v) = PageMapReply::decode(head) {

@@ -22,7 +22,9 @@ impl Server {
         let config = VhostBlkConfig { num_queues: 2, ..VhostBlkConfig::new(dir.path().join("s")) };
         let device = MemoryDevice::new(usize::try_from(DEVICE_BYTES).expect("small"));
         let server = VhostBlkServer::bind(device, config, stop.clone()).expect("bound");
-        let thread = std::thread::spawn(move || server.run().expect("served"));
+        let thread = std::thread::spawn(move || {
+            server.run().expect("served");
+        });
         Self { dir, stop, thread: Some(thread) }
     }
 

@@ -64,7 +64,8 @@ impl CopysetMachine {
         }
         match command {
             Command::Write(head, data) => self.store.write(pos.index, &head, &data).await?,
-            Command::Zero(head) => self.store.zero(pos.index, &head.at).await?,
+            Command::Zero(head) => self.store.zero(pos.index, &head).await?,
+            Command::Paste(head, data) => self.store.paste(pos.index, &head, &data).await?,
             Command::DropLayer(layer) => self.store.drop_layer(layer).await,
             Command::DropVersion(order) => self.store.drop_version(pos.index, &order).await?,
             Command::Flatten(head) => self.store.flatten(pos.index, &head).await?,
@@ -83,6 +84,7 @@ impl CopysetMachine {
             Command::OpenLayer(head) => own(head.copyset).and_then(|()| state.layers.open(head, pos.term)),
             Command::Seal(head) => state.layers.seal(head),
             Command::Flatten(head) => state.layers.flatten(head.layer, &head.chain),
+            Command::Paste(head, _) => own(head.copyset).and_then(|()| state.layers.admit_paste(head.layer)),
             Command::DropLayer(layer) => {
                 state.layers.drop_layer(*layer);
                 Ok(())

@@ -17,5 +17,5 @@ pub mod scrub;
 pub mod serving;
 
 pub use machine::CopysetMachine;
-pub use reading::{ReadChain, ReadError, ReadOutcome, ReadRange};
+pub use reading::{ReadAnswer, ReadChain, ReadError, ReadOutcome, ReadRange};
 pub use serving::CopysetFetch;

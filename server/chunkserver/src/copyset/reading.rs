@@ -74,6 +74,15 @@ pub enum ReadOutcome {
     },
 }
 
+/// What is answered to a client's read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReadAnswer {
+    /// What was read.
+    pub outcome: ReadOutcome,
+    /// For each page touched, whether no version has it; empty if that was not asked.
+    pub missing: Vec<bool>,
+}
+
 /// Why nothing was read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
@@ -133,10 +142,16 @@ impl CopysetStore {
     ///
     /// # Errors
     /// [`ReadError`].
-    pub async fn read(self: &Arc<Self>, head: &ReadHead) -> Result<ReadOutcome, ReadError> {
+    pub async fn read(self: &Arc<Self>, head: &ReadHead) -> Result<ReadAnswer, ReadError> {
         self.caught_up();
         self.admit_read(&head.at).map_err(ReadError::Refused)?;
-        self.read_range(&ReadRange::of(head)).await
+        let range = ReadRange::of(head);
+        let read = self.read_verified(&range).await?;
+        let missing = match head.tells_missing {
+            true => read.sources.iter().map(|source| *source == PageSource::Absent).collect(),
+            false => vec![],
+        };
+        Ok(ReadAnswer { outcome: outcome(&range, read), missing })
     }
 
     /// What to look through.
@@ -160,6 +175,10 @@ impl CopysetStore {
     /// # Errors
     /// [`ReadError`], never `Refused`.
     pub async fn read_range(self: &Arc<Self>, range: &ReadRange) -> Result<ReadOutcome, ReadError> {
+        Ok(outcome(range, self.read_verified(range).await?))
+    }
+
+    async fn read_verified(self: &Arc<Self>, range: &ReadRange) -> Result<PagesRead, ReadError> {
         let view = self.view(range.at, range.seq, &range.chain)?;
         let first = range.offset / PAGE_BYTES;
         let pages = first..(range.offset + range.len).div_ceil(PAGE_BYTES);
@@ -174,11 +193,12 @@ impl CopysetStore {
             let version = source.version().expect("only a page with data can be bad");
             return Err(ReadError::Corrupt { at: range.at, page, version });
         }
-        Ok(outcome(range, first, read))
+        Ok(read)
     }
 }
 
-fn outcome(range: &ReadRange, first: u32, read: PagesRead) -> ReadOutcome {
+fn outcome(range: &ReadRange, read: PagesRead) -> ReadOutcome {
+    let first = range.offset / PAGE_BYTES;
     if read.sources.iter().all(PageSource::is_zero) {
         return ReadOutcome::AllZero;
     }

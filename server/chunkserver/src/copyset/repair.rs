@@ -17,7 +17,7 @@
 //! the replica as always. After a crash before that, the page is found bad once more and repaired again.
 
 use super::fetch::{FetchRequest, FetchedRow, RowsAnswer, pages_sent};
-use super::reading::{ReadError, ReadOutcome};
+use super::reading::{ReadAnswer, ReadError};
 use crate::store::CopysetStore;
 use crate::store::copyset_store::Known;
 use crate::store::error::{ChunkStoreError, ChunkStoreErrorKind};
@@ -53,7 +53,7 @@ impl CopysetStore {
         self: &Arc<Self>,
         head: &ReadHead,
         others: &[impl SnapshotSource],
-    ) -> Result<ReadOutcome, ReadError> {
+    ) -> Result<ReadAnswer, ReadError> {
         for _ in 0..READ_REPAIRS_MAX {
             let error = match self.read(head).await {
                 Err(error @ ReadError::Corrupt { .. }) => error,

@@ -6,14 +6,14 @@
 
 use super::copysets::{Copysets, Hosted};
 use super::sessions::{Session, Sessions};
-use crate::copyset::{ReadError, ReadOutcome};
+use crate::copyset::{ReadAnswer, ReadError, ReadOutcome};
 use crate::store::SpaceState;
 use bytes::Bytes;
 use ogee_common::checksum::fragment_crcs;
 use ogee_common::id::{CopysetId, Term};
 use ogee_proto::data::{
-    Command, DecodeError, Frame, HelloHead, Opcode, OpenLayerHead, PageMapHead, ReadHead, ReadReply, Redirect, Role,
-    Status, StatusHead, StatusReply, ZeroHead,
+    Command, DecodeError, Frame, HelloHead, Opcode, OpenLayerHead, PageMapHead, PasteHead, ReadHead, ReadReply, Redirect, Role,
+    Status, StatusHead, StatusReply, ThinReply, ZeroHead,
 };
 use ogee_proto::link::{Handler, Responder};
 use ogee_raft::{LeaderHint, Proposed, RaftError, RaftProcess};
@@ -67,6 +67,7 @@ impl Handler for Connection {
             (Some(_), Opcode::OpenLayer) => self.open_layer(&frame, responder),
             (Some(_), Opcode::Read) => self.read(&frame, responder),
             (Some(_), Opcode::PageMap) => self.page_map(&frame, responder),
+            (Some(_), Opcode::Paste) => self.paste(&frame, responder),
             (Some(_), Opcode::Status) => self.status(&frame, responder),
             (_, opcode) => responder.bad_request(&format_args!("{opcode:?} is not for this connection")),
         }
@@ -122,24 +123,24 @@ impl Connection {
         if hosted.store.process().space_state() == SpaceState::Full && hosted.store.needs_space(&head.at) {
             return responder.status(Status::NoSpace);
         }
-        Self::propose(&hosted, frame.body.clone(), head.at.term, responder);
+        Self::propose(&hosted, frame.body.clone(), Some(head.at.term), responder);
     }
 
     fn zero(&self, frame: &Frame, responder: Responder) {
         let Some((head, responder)) = Self::decoded(ZeroHead::decode(frame.head()), responder) else { return };
         let Some((hosted, responder)) = self.hosted(head.at.copyset, responder) else { return };
-        Self::propose(&hosted, frame.body.slice(..frame.head().len()), head.at.term, responder);
+        Self::propose(&hosted, frame.body.slice(..frame.head().len()), Some(head.at.term), responder);
     }
 
     fn open_layer(&self, frame: &Frame, responder: Responder) {
         let Some((head, responder)) = Self::decoded(OpenLayerHead::decode(frame.head()), responder) else { return };
         let Some((hosted, responder)) = self.hosted(head.copyset, responder) else { return };
-        Self::propose(&hosted, frame.body.slice(..frame.head().len()), head.term, responder);
+        Self::propose(&hosted, frame.body.slice(..frame.head().len()), Some(head.term), responder);
     }
 
     /// Queues the proposal now and answers when it is applied.
-    fn propose(hosted: &Hosted, command: Bytes, term: Term, responder: Responder) {
-        let proposal = hosted.group.propose(command, Some(term));
+    fn propose(hosted: &Hosted, command: Bytes, term: Option<Term>, responder: Responder) {
+        let proposal = hosted.group.propose(command, term);
         let group = hosted.group.clone();
         tokio::spawn(async move {
             match proposal.await {
@@ -159,6 +160,22 @@ impl Connection {
         let Some((head, responder)) = Self::decoded(PageMapHead::decode(frame.head()), responder) else { return };
         let Some((hosted, responder)) = self.hosted(head.at.copyset, responder) else { return };
         tokio::spawn(page_map(hosted, head, responder));
+    }
+
+    /// No term: a paste may land whenever it likes.
+    fn paste(&self, frame: &Frame, responder: Responder) {
+        let Some((command, responder)) = Self::decoded(Command::decode(&frame.body), responder) else { return };
+        let Command::Paste(PasteHead { copyset, pages, .. }, data) = command else {
+            return responder.bad_request(&"the body is not a paste");
+        };
+        let Some((hosted, responder)) = self.hosted(copyset, responder) else { return };
+        if !pages.matches(&data) {
+            return responder.status(Status::PayloadChecksum);
+        }
+        if hosted.store.process().space_state() == SpaceState::Full {
+            return responder.status(Status::NoSpace);
+        }
+        Self::propose(&hosted, frame.body.clone(), None, responder);
     }
 
     fn status(&self, frame: &Frame, responder: Responder) {
@@ -191,11 +208,14 @@ async fn read(hosted: Hosted, head: ReadHead, responder: Responder) {
         other => other,
     };
     match outcome {
-        Ok(ReadOutcome::AllZero) => {
-            responder.send(Status::Ok, &ReadReply { crcs: vec![] }.encode(), Bytes::new());
-        }
-        Ok(ReadOutcome::Data { bytes, crcs }) => {
-            responder.send(Status::Ok, &ReadReply { crcs }.encode(), bytes);
+        Ok(ReadAnswer { outcome, missing }) => {
+            let (crcs, bytes) = match outcome {
+                ReadOutcome::AllZero => (vec![], Bytes::new()),
+                ReadOutcome::Data { bytes, crcs } => (crcs, bytes),
+            };
+            let read = ReadReply { crcs };
+            let reply = if head.tells_missing { ThinReply { read, missing }.encode() } else { read.encode() };
+            responder.send(Status::Ok, &reply, bytes);
         }
         Err(error) => refuse(&hosted, &error, responder),
     }

@@ -100,6 +100,7 @@ impl Metrics {
         page.counter("store_row_loads", "Metadata rows read from the metadata store", get(&c.row_loads))?;
         page.counter("store_corrupt_pages", "Pages that failed their checksum when read", get(&c.corrupt_pages))?;
         page.counter("store_flattened_pages", "Pages copied from ancestors into their layer", get(&c.flattened_pages))?;
+        page.counter("store_pasted_pages", "Pages pasted from backups into their layer", get(&c.pasted_pages))?;
         page.counter("store_repaired_pages", "Damaged pages mended from another replica", get(&c.repaired_pages))?;
         let unverified = "Partial writes of a replay onto pages that failed their checksum";
         page.counter("store_unverified_pages", unverified, get(&c.unverified_pages))?;

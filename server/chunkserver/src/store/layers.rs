@@ -229,6 +229,14 @@ impl LayerTable {
         Ok(())
     }
 
+    /// Whether pages of a backup may be pasted into a layer, whoever has it open.
+    ///
+    /// # Errors
+    /// [`Refusal::LayerGone`].
+    pub fn admit_paste(&self, layer: LayerId) -> Result<(), Refusal> {
+        if self.is_gone(layer) { Err(Refusal::LayerGone) } else { Ok(()) }
+    }
+
     /// Raises the minimum seqs of ancestors above what is seen of them.
     fn protect(&mut self, chain: &[Ancestor]) {
         for ancestor in chain {
@@ -384,6 +392,8 @@ mod tests {
         assert_eq!(t.admit_read(&at(0, 9, 1)), Err(Refusal::LayerGone));
         assert_eq!(t.open(&open(9, 9, &[]), term), Err(Refusal::LayerGone));
         assert_eq!(t.seal(&SealHead { layer: LayerId(7), seq: VolumeSeq(1) }), Err(Refusal::LayerGone));
+        assert_eq!(t.admit_paste(LayerId(7)), Err(Refusal::LayerGone));
+        assert_eq!(t.admit_paste(LayerId(8)), Ok(()), "nobody has opened it here");
     }
 
     #[test]

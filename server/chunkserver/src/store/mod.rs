@@ -8,7 +8,7 @@
 //! | `process`, `cache` | what all copysets of a process share |
 //! | `copyset_store`, `state` | one copyset: memory, loading |
 //! | `page_io` | verified reads; writes that wait for space |
-//! | `write`, `merge`, `flatten` | the effects of log entries |
+//! | `write`, `merge`, `flatten`, `paste` | the effects of log entries |
 //! | `checkpoint` | making them durable |
 //! | `column` | replacing what a Raft snapshot replaces |
 //!
@@ -33,6 +33,8 @@
 //! - A merge (`DropVersion`) reads the older version, immutable as above, and fills only pages that the newer one lacks
 //!   at that point of the log.
 //! - A flatten reads ancestors, immutable as above, and fills only what its own base version lacks (`flatten`).
+//! - A paste carries its data and fills only what the base version lacks; its pages are in no way different from what partial writes
+//!   before it could have read (`paste`).
 //! - `min_seq`, fences and tombstones are rows of the same batch as the applied position, so refusals repeat exactly.
 //!
 //! # ADR: verification of read-modify-write during replay
@@ -69,13 +71,14 @@ mod merge;
 pub(crate) mod pace;
 pub(crate) mod page_io;
 pub mod pages;
+mod paste;
 pub mod process;
 pub mod record;
 pub mod row;
 pub(crate) mod state;
 pub(crate) mod write;
 
-pub use crate::copyset::reading::{ReadChain, ReadError, ReadOutcome, ReadRange};
+pub use crate::copyset::reading::{ReadAnswer, ReadChain, ReadError, ReadOutcome, ReadRange};
 pub use copyset_store::{CopysetStore, Fault};
 pub use error::{ChunkStoreError, ChunkStoreErrorKind};
 pub use flatten::{BASE_SEQ, FlattenOrder};

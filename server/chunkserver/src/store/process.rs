@@ -75,6 +75,8 @@ pub struct StoreCounters {
     pub row_loads: AtomicU64,
     /// Pages that were copied from ancestors into their own layer.
     pub flattened_pages: AtomicU64,
+    /// Pages that were pasted from backups.
+    pub pasted_pages: AtomicU64,
     /// Pages that a scrub has read and verified.
     pub scrubbed_pages: AtomicU64,
     /// Bad pages that a scrub found.

@@ -15,7 +15,7 @@ use super::row::Row;
 use ogee_common::checksum::{PAGE, crc32c};
 use ogee_common::geometry::{PageFragment, page_fragments};
 use ogee_common::limits::{PAGE_BYTES, PAGES_PER_ROW};
-use ogee_proto::data::{LayerHead, WriteHead};
+use ogee_proto::data::{LayerHead, WriteHead, ZeroHead};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -97,7 +97,8 @@ impl CopysetStore {
     ///
     /// # Errors
     /// When the disk failed.
-    pub(crate) async fn zero(self: &Arc<Self>, index: u64, at: &LayerHead) -> Result<(), ChunkStoreError> {
+    pub(crate) async fn zero(self: &Arc<Self>, index: u64, head: &ZeroHead) -> Result<(), ChunkStoreError> {
+        let at = &head.at;
         let _gate = self.gate.lock().await;
         let target = Self::target(at);
         let first_whole = at.offset.div_ceil(PAGE_BYTES);
@@ -113,7 +114,7 @@ impl CopysetStore {
                 patched.push(old.seal());
             }
         }
-        let masks = !whole.is_empty() && self.must_mask(at, target);
+        let masks = !whole.is_empty() && (head.masks || self.must_mask(at, target));
         if patched.is_empty() && !masks {
             return Ok(());
         }

@@ -43,7 +43,7 @@ pub fn write(seq: u64, offset: u32, data: Vec<u8>) -> Command {
 }
 
 pub fn zero(seq: u64, offset: u32, len: u32) -> Command {
-    Command::Zero(ZeroHead { at: at(seq, offset, len) })
+    Command::Zero(ZeroHead { at: at(seq, offset, len), masks: false })
 }
 
 pub fn entry(index: usize, command: &Command) -> ApplyEntry {

@@ -1,11 +1,11 @@
 //! A replica: store, state machine and the disk below it, which can be killed or lose power.
 
 use super::Rng;
-use super::world::{CHUNKS, COPYSET, Image, REGIONS, Step, World, sector_bytes};
+use super::world::{CHUNKS, COPYSET, Image, REGIONS, Step, World, backup_page, sector_bytes};
 use bytes::Bytes;
 use ogee_chunkserver::copyset::CopysetMachine;
 use ogee_chunkserver::store::{
-    ChunkKey, ChunkStore, CopysetStore, ReadChain, ReadError, ReadOutcome, ReadRange, StoreTuning,
+    ChunkKey, ChunkStore, CopysetStore, ReadChain, ReadError, ReadOutcome, ReadRange, StoreTuning, View,
 };
 use ogee_common::checksum::fragment_crcs;
 use ogee_common::id::{ChunkIndex, LayerId, VolumeSeq};
@@ -177,11 +177,27 @@ impl Replica {
                 offset: *from,
                 len: to - from,
             };
-            let found = self.read(&range).await.expect("read");
+            let mut found = self.read(&range).await.expect("read");
+            if world.lazy_bottom(layer).is_some() {
+                self.fill_missing(&range, &mut found).await;
+            }
             let expected = region_bytes(&expected, i);
             if found != expected {
                 let sector = found.chunks(512).zip(expected.chunks(512)).position(|(a, b)| a != b);
                 panic!("layer {layer} chunk {chunk} seq {seq} region {i}: first wrong sector {sector:?} ({chain:?})");
+            }
+        }
+    }
+
+    /// Puts in what the backup holds of pages that no version has, as a client does.
+    async fn fill_missing(&self, range: &ReadRange, found: &mut [u8]) {
+        let ReadChain::Given(chain) = range.chain.clone() else { panic!("a chain is given") };
+        let view = View::Layer { at: range.at, seq: range.seq, chain };
+        let map = self.store().page_map_of(&view, None).await.expect("a map");
+        for (page, bytes) in (range.offset / 4096..).zip(found.chunks_mut(4096)) {
+            if !map.data.contains(page) && !map.zero.contains(page) {
+                assert!(bytes.iter().all(|b| *b == 0), "page {page} is missing and not zeros");
+                bytes.copy_from_slice(&backup_page(range.at.chunk.0, page));
             }
         }
     }

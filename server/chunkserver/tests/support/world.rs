@@ -9,7 +9,8 @@ use ogee_common::checksum::fragment_crcs;
 use ogee_common::id::{AttachEpoch, ChunkIndex, CopysetId, LayerId, Term, VolumeSeq};
 use ogee_common::limits::CHUNK_BYTES;
 use ogee_proto::data::{
-    Ancestor, Command, DropVersionHead, FlattenHead, LayerHead, OpenLayerHead, SealHead, Status, WriteHead, ZeroHead,
+    Ancestor, Command, DropVersionHead, FlattenHead, LayerHead, OpenLayerHead, PasteHead, PastePages, SealHead, Status, WriteHead,
+    ZeroHead,
 };
 use ogee_raft::api::{ApplyEntry, EntryKind, LogPos};
 use std::collections::{BTreeMap, BTreeSet};
@@ -46,6 +47,21 @@ pub fn sector_bytes(token: u32) -> [u8; 512] {
     out
 }
 
+/// What the backup holds of a chunk: some pages of it are zeros.
+fn backup_image(chunk: u32) -> Image {
+    std::array::from_fn(|i| {
+        let sector = u32::try_from(i).expect("small");
+        if (sector / 8 + chunk).is_multiple_of(3) { 0 } else { 0xB000_0000 | chunk << 16 | sector }
+    })
+}
+
+/// What the backup holds of a page of a chunk; zeros outside the regions.
+pub fn backup_page(chunk: u32, page: u32) -> Vec<u8> {
+    let image = backup_image(chunk);
+    let sectors = (0..8).map(|s| sector_index(page * 4096 + s * SECTOR).map_or([0; 512], |i| sector_bytes(image[i])));
+    sectors.collect::<Vec<_>>().concat()
+}
+
 #[derive(Debug, Clone, Default)]
 pub struct Layer {
     pub epoch: u64,
@@ -56,6 +72,8 @@ pub struct Layer {
     pub old_chain: Vec<(u64, u64)>,
     pub gone: bool,
     pub opened: bool,
+    /// It stands on a backup.
+    pub lazy: bool,
     /// Snapshots that are still needed.
     pub needed: BTreeSet<u64>,
     images: BTreeMap<u32, BTreeMap<u64, Image>>,
@@ -89,6 +107,19 @@ impl Default for World {
 }
 
 impl World {
+    /// A world in which the first two layers stand on a backup, and so do their children.
+    pub fn lazy() -> Self {
+        let mut world = Self::default();
+        world.layers.values_mut().for_each(|layer| layer.lazy = true);
+        world
+    }
+
+    /// The layer at the bottom of an ancestry, if that stands on a backup.
+    pub fn lazy_bottom(&self, id: u64) -> Option<u64> {
+        let bottom = self.layers[&id].chain.last().map_or(id, |(layer, _)| *layer);
+        self.layers[&bottom].lazy.then_some(bottom)
+    }
+
     fn append(&mut self, kind: EntryKind, status: Status) {
         let index = self.log.len() as u64;
         self.log.push(Step { entry: ApplyEntry { pos: LogPos { term: Term(self.term), index }, kind }, status });
@@ -130,6 +161,7 @@ impl World {
         match (own, l.chain.first()) {
             (Some((_, image)), _) => *image,
             (None, Some((parent, at))) => self.view(*parent, chunk, *at),
+            (None, None) if l.lazy => backup_image(chunk),
             (None, None) => [0; SECTORS],
         }
     }
@@ -228,6 +260,7 @@ impl World {
             data.extend_from_slice(&sector_bytes(token));
         }
         let crcs = fragment_crcs(offset, &data).collect();
+        self.make_present(&at);
         self.command(&Command::Write(WriteHead { at, crcs }, data.into()), status);
         if status == Status::Ok {
             self.change(&at, |o| tokens[((o - offset) / SECTOR) as usize]);
@@ -238,10 +271,38 @@ impl World {
         let (offset, len) = if rng.chance(6) { (0, CHUNK_BYTES) } else { Self::range(rng) };
         let mut at = self.head(id, rng.below32(CHUNKS), offset, len);
         let status = self.spoil(&mut at, rng);
-        self.command(&Command::Zero(ZeroHead { at }), status);
+        self.make_present(&at);
+        self.command(&Command::Zero(ZeroHead { at, masks: self.lazy_bottom(id).is_some() }), status);
         if status == Status::Ok {
             self.change(&at, |_| 0);
         }
+    }
+
+    /// What a client does before it writes or zeroes a part of a page that may be missing.
+    fn make_present(&mut self, at: &LayerHead) {
+        let Some(bottom) = self.lazy_bottom(at.layer.0) else { return };
+        let end = at.offset + at.len;
+        let partial = [(at.offset, at.offset / 4096), (end, (end - 1) / 4096)].into_iter().filter(|(bound, _)| bound % 4096 != 0);
+        let pages: BTreeSet<u32> = partial.map(|(_, page)| page).collect();
+        pages.into_iter().for_each(|page| self.paste_pages(bottom, at.chunk.0, page..page + 1, |_| true));
+    }
+
+    /// Pastes pages of one row.
+    fn paste_pages(&mut self, bottom: u64, chunk: u32, pages: std::ops::Range<u32>, wanted: impl Fn(u32) -> bool) {
+        let content: Vec<u8> = pages.clone().flat_map(|page| backup_page(chunk, page)).collect();
+        let row = u8::try_from(pages.start / 256).expect("few rows");
+        let (pages, data) = PastePages::of(row, pages.start % 256, &content, wanted);
+        let head = PasteHead { copyset: COPYSET, layer: LayerId(bottom), chunk: ChunkIndex(chunk), pages };
+        let status = if self.layers[&bottom].gone { Status::LayerGone } else { Status::Ok };
+        self.command(&Command::Paste(head, data), status);
+    }
+
+    /// A hydrator, or a client that has read something, pastes some pages of a row.
+    fn paste(&mut self, id: u64, rng: &mut Rng) {
+        let Some(bottom) = self.lazy_bottom(id) else { return };
+        let (from, to) = rng.pick(&[(0, 6), (253, 256), (256, 259), (4090, 4096)]);
+        let mask = rng.below32(64);
+        self.paste_pages(bottom, rng.below32(CHUNKS), from..to, |page| mask >> (page % 6) & 1 == 1);
     }
 
     fn snapshot(&mut self, id: u64) -> u64 {
@@ -318,7 +379,8 @@ impl World {
 
     /// Copies what ancestors show: something of it, or everything, and then the layer has no parent any more.
     fn flatten(&mut self, id: u64, rng: &mut Rng) {
-        if self.layers[&id].chain.is_empty() {
+        // The MDS refuses it while the backup is needed: what nobody has pasted would be lost.
+        if self.layers[&id].chain.is_empty() || self.lazy_bottom(id).is_some() {
             return;
         }
         let whole = rng.chance(2);
@@ -387,10 +449,11 @@ impl World {
         self.command(&Command::DropLayer(LayerId(id)), Status::Ok);
         // A late client hears about it.
         let at = self.head(id, 0, 0, 4096);
-        self.command(&Command::Zero(ZeroHead { at }), Status::LayerGone);
+        self.command(&Command::Zero(ZeroHead { at, masks: false }), Status::LayerGone);
         let chain = vec![ancestor(id + 1000, 1)];
         let head = FlattenHead { layer: LayerId(id), chunk: ChunkIndex(0), row: 0, pages: [0xFF; 32], chain };
         self.command(&Command::Flatten(head), Status::LayerGone);
+        self.paste_pages(id, 0, 0..2, |_| true);
         self.open(id);
     }
 
@@ -398,7 +461,7 @@ impl World {
     pub fn event(&mut self, rng: &mut Rng) {
         let live = self.live();
         let id = rng.pick(&live);
-        match rng.below(46) {
+        match rng.below(50) {
             0..=17 => self.write(id, rng),
             18..=24 => self.zero(id, rng),
             25..=27 => {
@@ -412,6 +475,7 @@ impl World {
             38 => self.seal(id),
             40..=43 => self.flatten(id, rng),
             44..=45 => self.late_flatten(id, rng),
+            46..=49 => self.paste(id, rng),
             _ => {
                 self.term += 1;
                 self.append(EntryKind::Blank, Status::Ok);

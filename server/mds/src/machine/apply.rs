@@ -13,7 +13,7 @@ use super::row::{Counter, RequestOrderRow, RequestRow, VolumeOptionsRow};
 use super::snapshots::NewSnapshot;
 use super::tx::{RowError, Tx};
 use super::{
-    Halt, Step, attach, clones, flatten, groups, moves, namespace, options, schedules, service_tasks, snapshots, tasks, topology,
+    Halt, Step, attach, backups, clones, flatten, groups, moves, namespace, options, schedules, service_tasks, snapshots, tasks, topology,
 };
 use ogee_common::id::PoolId;
 
@@ -68,6 +68,12 @@ fn run(tx: &mut Tx<'_>, command: &Command, now_unix_ms: u64) -> Step<Outcome> {
             let new = NewVolume { options, ..empty_volume(path, *size_bytes, owner, create_parents, now_unix_ms) };
             namespace::create(tx, new, pool)
         }
+        Command::CreateLazyVolume { path, size_bytes, owner, create_parents, pool, options, backup, placements } => {
+            let (options, create_parents) = (*options, *create_parents);
+            let new = NewVolume { options, ..empty_volume(path, *size_bytes, owner, create_parents, now_unix_ms) };
+            backups::create(tx, new, pool, backup, placements)
+        }
+        Command::CompleteBackup { layer } => backups::complete(tx, *layer),
         Command::SetLimits { path, changes } => options::set_limits(tx, path, changes),
         Command::DeleteVolume { path, owner } => namespace::delete(tx, path, owner),
         Command::RenameVolume { path, new_path, create_parents } => {

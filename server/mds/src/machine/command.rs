@@ -4,7 +4,7 @@
 //! Invariant: everything that a replica cannot compute by itself (time, random choices, which client is alive) is in
 //! the command, so that applying it gives the same rows everywhere. Names were checked where they entered.
 
-use super::row::{Hold, OutReason, ServiceTaskRow, VolumeOptionsRow};
+use super::row::{BackupRow, Hold, OutReason, ServiceTaskRow, VolumeOptionsRow};
 use super::schedules::ScheduleCommand;
 use super::service_tasks::ServiceTaskCommand;
 use crate::refusal::Refusal;
@@ -158,6 +158,20 @@ pub(crate) enum Command {
     ServiceTask(ServiceTaskCommand),
     /// Something about schedules.
     Schedule(ScheduleCommand),
+    /// Makes a volume that stands on a backup.
+    CreateLazyVolume {
+        path: String,
+        size_bytes: u64,
+        owner: String,
+        create_parents: bool,
+        pool: String,
+        options: VolumeOptionsRow,
+        backup: BackupRow,
+        /// Placements that its segments take in turn.
+        placements: Vec<Vec<CopysetId>>,
+    },
+    /// A layer needs the backup that it stands on no more.
+    CompleteBackup { layer: LayerId },
 }
 
 /// What a command did.

@@ -20,7 +20,7 @@ use super::row::{
     FlattenRow, LayerRow, LayerSnapshotRow, SegmentRow, TaskEffect, TaskKind, TaskRow, TaskTodoRow, VolumeRow,
 };
 use super::tx::Tx;
-use super::{Step, info, layers, namespace, tasks};
+use super::{Step, backups, info, layers, namespace, tasks};
 use crate::refusal::Refusal;
 use ogee_common::id::{LayerId, SegmentIndex, VolumeId, VolumeSeq};
 
@@ -30,7 +30,7 @@ pub(crate) const FLATTENS_MAX: usize = 16;
 /// Starts to flatten the head of a volume, or stops it.
 ///
 /// # Errors
-/// `NotFound`; `Limit` when too many are under way.
+/// `NotFound`; `Limit` when too many are under way; `InUse` while it stands on a backup.
 pub(crate) fn volume(tx: &mut Tx<'_>, path: &str, cancels: bool, now_unix_ms: u64) -> Step<Outcome> {
     let (id, row) = namespace::volume(tx, path)?;
     if cancels {
@@ -47,6 +47,7 @@ fn start(tx: &mut Tx<'_>, id: LayerId, now_unix_ms: u64) -> Step<()> {
     if layer.parent.is_none() || tx.get::<FlattenRow>(&id)?.is_some() {
         return Ok(());
     }
+    backups::refuse_hydrating(tx, id)?;
     if tx.scan::<FlattenRow>(&(), None, FLATTENS_MAX)?.len() >= FLATTENS_MAX {
         return Err(Refusal::TooManyFlattens.into());
     }

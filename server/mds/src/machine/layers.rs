@@ -14,7 +14,7 @@
 
 use super::Step;
 use super::row::{
-    ChildRow, LayerRow, LayerSnapshotRow, ParentRef, PoolRow, SegmentRow, SnapshotRow, TaskEffect, TaskKind, TaskRow,
+    BackupRow, ChildRow, LayerRow, LayerSnapshotRow, ParentRef, PoolRow, SegmentRow, SnapshotRow, TaskEffect, TaskKind, TaskRow,
 };
 use super::tx::Tx;
 use super::{flatten, snapshots, tasks};
@@ -163,6 +163,7 @@ pub(crate) fn drop_unused(tx: &mut Tx<'_>, id: LayerId, mut layer: LayerRow) -> 
     layer.dropping = true;
     let parent = layer.parent.take();
     tx.put(&id, &layer);
+    tx.delete::<BackupRow>(&id);
     tasks::create(tx, id, TaskKind::DropLayer, TaskEffect::LayerGone, &copysets)?;
     match parent {
         Some(parent) => leave_parent(tx, id, layer.volume, parent),

@@ -12,6 +12,7 @@
 //! | `snapshots`, `groups`, `clones` | exactness, cuts through several volumes, parents, rollback |
 //! | `flatten` | layers that let go of their parents |
 //! | `options` | sector sizes and limits |
+//! | `backups` | layers that stand on a backup |
 //! | `attach` | epochs, segments |
 //! | `tasks` | what copysets must do |
 //! | `service_tasks`, `schedules` | what daemons such as snapclone do: backups, restores; every so often |
@@ -19,6 +20,7 @@
 
 pub(crate) mod apply;
 pub(crate) mod attach;
+pub(crate) mod backups;
 pub(crate) mod clones;
 pub(crate) mod command;
 mod dump;

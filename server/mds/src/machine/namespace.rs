@@ -111,7 +111,7 @@ pub(crate) fn path_of(tx: &Tx<'_>, directory: DirectoryId, name: &str) -> Step<S
 ///
 /// # Errors
 /// `NotFound`, `InvalidArgument`.
-fn pool(tx: &Tx<'_>, name: &str) -> Step<PoolId> {
+pub(crate) fn pool(tx: &Tx<'_>, name: &str) -> Step<PoolId> {
     if !name.is_empty() {
         let row: Option<PoolNameRow> = tx.get(&name.to_owned())?;
         return Ok(row.ok_or(Refusal::NoSuchPool { name: name.to_owned() })?.0);
@@ -123,7 +123,11 @@ fn pool(tx: &Tx<'_>, name: &str) -> Step<PoolId> {
     }
 }
 
-fn check_size(size_bytes: u64) -> Step<()> {
+/// Whether a volume may have this size.
+///
+/// # Errors
+/// `InvalidArgument`.
+pub(crate) fn check_size(size_bytes: u64) -> Step<()> {
     let allowed = (VOLUME_BYTES_MIN..=VOLUME_BYTES_MAX).contains(&size_bytes);
     if allowed && size_bytes.is_multiple_of(u64::from(PAGE_BYTES)) {
         Ok(())

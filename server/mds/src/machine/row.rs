@@ -13,11 +13,13 @@ use ogee_disk::meta::Table;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+mod backups;
 mod groups;
 mod options;
 mod service_tasks;
 mod topology;
 
+pub(crate) use backups::BackupRow;
 pub(crate) use groups::{GroupMember, GroupedRow, SnapshotGroupRow};
 pub(crate) use options::VolumeOptionsRow;
 pub(crate) use service_tasks::{
@@ -85,6 +87,7 @@ tables! {
     EndedServiceTaskRow = 34 "ended service tasks" key u64,
     ServiceTaskKeyRow = 35 "service tasks by key" key [u8; 16],
     ScheduleRow = 36 "schedules" key String,
+    BackupRow = 37 "backups below layers" key LayerId,
 }
 
 /// How far the log is applied. Written in the batch of every entry.

@@ -39,7 +39,15 @@ impl Core {
             if !r.read_only {
                 return Err(CallError::Argument { what: "read_only", wanted: "a snapshot is attached read-only" });
             }
-            return self.granted(self.read(|tx| attach::read_only(tx, &path, snapshot.as_deref()))?);
+            let grant = self.read(|tx| attach::read_only(tx, &path, snapshot.as_deref()))?;
+            if !r.reads_backups {
+                self.check_reads_backups(grant.layer)?;
+            }
+            return self.granted(grant);
+        }
+        if !r.reads_backups {
+            let (_, row) = self.read(|tx| namespace::volume(tx, &path))?;
+            self.check_reads_backups(row.layer)?;
         }
         let client = names::id("client", r.client)?;
         let mut attempts = ATTEMPTS;
@@ -74,7 +82,8 @@ impl Core {
 
     fn granted(&self, grant: Grant) -> Result<mds::AttachGrant, CallError> {
         let options = self.read(|tx| options::of(tx, grant.volume.id))?;
-        Ok(convert::grant(grant, options))
+        let backup = self.backup_below(grant.layer)?;
+        Ok(mds::AttachGrant { backup, ..convert::grant(grant, options) })
     }
 
     /// The attach that this one may take over: its own, a dead one, or any when stealing.
@@ -185,7 +194,7 @@ impl Core {
     ///
     /// # Errors
     /// `Unavailable` when none is reachable.
-    fn candidates(&self, pool: PoolId) -> Result<Vec<segments::Candidate>, CallError> {
+    pub(super) fn candidates(&self, pool: PoolId) -> Result<Vec<segments::Candidate>, CallError> {
         let rows = self.read(|tx| Ok(tx.scan::<CopysetRow>(&(), None, usize::MAX)?))?;
         let disks = self.disks()?;
         let of_pool = rows.iter().filter(|(_, row)| row.pool == pool);

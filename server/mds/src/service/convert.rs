@@ -30,6 +30,7 @@ pub(crate) fn volume(v: VolumeInfo, options: VolumeOptionsRow, flatten: Progress
         flatten_total: flatten.total,
         limits: Some(options.limits.into()),
         sector_bytes: options.sector_bytes,
+        backup: None,
     }
 }
 
@@ -76,6 +77,7 @@ pub(crate) fn grant(g: Grant, options: VolumeOptionsRow) -> mds::AttachGrant {
         size_bytes: g.size_bytes,
         ancestry: g.ancestry.into_iter().map(|(l, s)| mds::Ancestor { layer: l.0, seq: s.0 }).collect(),
         cluster: g.cluster.to_vec().into(),
+        backup: None,
     }
 }
 

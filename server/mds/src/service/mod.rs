@@ -6,6 +6,7 @@
 //! not stop half-way (holds, clones of live volumes) runs in tasks of its own.
 
 pub(crate) mod attach;
+mod backups;
 pub(crate) mod convert;
 pub(crate) mod groups;
 pub(crate) mod hold;

@@ -69,6 +69,7 @@ calls! {
         delete_snapshot(DeleteSnapshotRequest) -> Empty;
         clone_volume(CloneVolumeRequest) -> Volume;
         create_pool(CreatePoolRequest) -> Pool;
+        create_lazy_volume(CreateLazyVolumeRequest) -> Volume;
     }
     plain {
         stat_volume(StatVolumeRequest) -> Volume;
@@ -98,6 +99,8 @@ calls! {
         set_schedule(SetScheduleRequest) -> Schedule;
         delete_schedule(DeleteScheduleRequest) -> Empty;
         list_schedules(ListSchedulesRequest) -> ScheduleList;
+        complete_backup_parent(CompleteBackupParentRequest) -> Empty;
+        list_backup_parents(ListBackupParentsRequest) -> BackupParentList;
     }
     // Not for who has only a client's certificate.
     daemons {

@@ -31,7 +31,8 @@ impl Core {
     /// Those of the rows only.
     pub(super) fn described(&self, info: VolumeInfo) -> Result<mds::Volume, CallError> {
         let options = self.read(|tx| options::of(tx, info.id))?;
-        Ok(convert::volume(info, options, flatten::Progress::default()))
+        let backup = self.backup_below(info.layer)?;
+        Ok(mds::Volume { backup, ..convert::volume(info, options, flatten::Progress::default()) })
     }
 
     pub(crate) async fn create_volume(&self, id: Id, r: mds::CreateVolumeRequest) -> Result<mds::Volume, CallError> {
@@ -79,10 +80,11 @@ impl Core {
     pub(crate) async fn stat_volume(&self, r: mds::StatVolumeRequest) -> Result<mds::Volume, CallError> {
         let path = names::path("path", &r.path)?;
         self.lead().await?;
-        self.read(|tx| {
+        let (layer, volume) = self.read(|tx| {
             let (id, row) = namespace::volume(tx, &path)?;
-            Ok(convert::volume(info::volume(tx, id, &row)?, options::of(tx, id)?, flatten::progress(tx, id)?))
-        })
+            Ok((row.layer, convert::volume(info::volume(tx, id, &row)?, options::of(tx, id)?, flatten::progress(tx, id)?)))
+        })?;
+        Ok(mds::Volume { backup: self.backup_below(layer)?, ..volume })
     }
 
     /// Starts to flatten a volume, or stops it; repeating either is no error.

@@ -364,6 +364,7 @@ pub fn attach(path: &str, client: u64, steal: bool) -> m::AttachVolumeRequest {
         client,
         description: format!("client {client}"),
         resume: false,
+        reads_backups: false,
     }
 }
 

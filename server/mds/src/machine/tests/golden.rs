@@ -84,6 +84,17 @@ fn options_row() -> VolumeOptionsRow {
     VolumeOptionsRow { sector_bytes: 4096, limits }
 }
 
+fn backup_row() -> BackupRow {
+    BackupRow {
+        repository: "main".into(),
+        backup: 300,
+        root: [0xAB; 32],
+        leaves: [0xCD; 32],
+        size_bytes: 1 << 30,
+        block_bytes: 256 << 10,
+    }
+}
+
 fn snapshot_row() -> SnapshotRow {
     SnapshotRow {
         volume: VolumeId(2),
@@ -160,6 +171,7 @@ fn other_rows(l: &mut Lines) {
     l.row(&LayerId(9), &FlattenRow { task: 10, total: 24, started_unix_ms: 1000 });
     l.row(&VolumeId(2), &options_row());
     service_task_rows(l);
+    l.row(&LayerId(9), &backup_row());
 }
 
 fn service_task_rows(l: &mut Lines) {
@@ -268,7 +280,22 @@ fn commands() -> Vec<Command> {
     .into_iter()
     .chain(service_task_commands().map(Command::ServiceTask))
     .chain(schedule_commands().map(Command::Schedule))
+    .chain(backup_commands())
     .collect()
+}
+
+fn backup_commands() -> [Command; 2] {
+    let create = Command::CreateLazyVolume {
+        path: "f/a".into(),
+        size_bytes: 1 << 30,
+        owner: "ann".into(),
+        create_parents: true,
+        pool: "p".into(),
+        options: options_row(),
+        backup: backup_row(),
+        placements: vec![vec![CopysetId(1), CopysetId(300)], vec![CopysetId(2)]],
+    };
+    [create, Command::CompleteBackup { layer: LayerId(9) }]
 }
 
 fn schedule_commands() -> impl Iterator<Item = ScheduleCommand> {
@@ -326,6 +353,7 @@ proptest! {
             let _ = decode_row::<SnapshotGroupRow>(input);
             let _ = decode_row::<VolumeOptionsRow>(input);
             let _ = decode_row::<ServiceTaskRow>(input);
+            let _ = decode_row::<BackupRow>(input);
             let _ = <(DirectoryId, String)>::from_key(input);
         }
     }

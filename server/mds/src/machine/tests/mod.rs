@@ -1,6 +1,7 @@
-//! Tests of the state machine: by rule (`rules`, `groups`, `moves`, `options`, `service_tasks`, `schedules`), against an oracle of what volumes hold (`oracle`), of replay and
+//! Tests of the state machine: by rule (`rules`, `groups`, `backups`, `moves`, `options`, `service_tasks`, `schedules`), against an oracle of what volumes hold (`oracle`), of replay and
 //! snapshots (`replay`), of formats (`golden`).
 
+mod backups;
 mod golden;
 mod groups;
 mod moves;

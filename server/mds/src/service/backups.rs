@@ -1,0 +1,159 @@
+//! Calls about volumes that stand on backups: making one, listing them, and that one is complete.
+
+use super::status::CallError;
+use super::volumes::volume;
+use super::{Core, names};
+use crate::machine::backups::{self, Listed, PLACEMENTS_MAX};
+use crate::machine::command::{Command, Outcome};
+use crate::machine::row::{BackupRow, ClusterRow, VolumeOptionsRow};
+use crate::machine::namespace;
+use crate::refusal::Refusal;
+use crate::segments;
+use ogee_common::id::LayerId;
+use ogee_common::limits::{BACKUP_BLOCK_BYTES_MAX, BACKUP_BLOCK_BYTES_MIN, SEGMENT_BYTES, VOLUME_BYTES_MAX};
+use ogee_common::qos::VolumeLimits;
+use ogee_common::rng;
+use ogee_proto::mds;
+
+/// Layers of one page of a listing.
+const LISTED_MAX: usize = 256;
+
+/// From the state machine's words to those of `mds.proto`.
+fn message((layer, row, path): Listed) -> mds::BackupParent {
+    mds::BackupParent {
+        layer: layer.0,
+        repository: row.repository,
+        backup: row.backup,
+        root: row.root.to_vec().into(),
+        leaves: row.leaves.to_vec().into(),
+        size_bytes: row.size_bytes,
+        block_bytes: row.block_bytes,
+        volume: path.unwrap_or_default(),
+    }
+}
+
+/// What a call says of a backup, checked.
+///
+/// # Errors
+/// `InvalidArgument`.
+fn row_of(parent: &mds::BackupParent) -> Result<BackupRow, CallError> {
+    let digest = |what, bytes: &[u8]| -> Result<[u8; 32], CallError> {
+        bytes.try_into().map_err(|_| CallError::Argument { what, wanted: "32 bytes" })
+    };
+    let blocks = BACKUP_BLOCK_BYTES_MIN..=BACKUP_BLOCK_BYTES_MAX;
+    if !blocks.contains(&parent.block_bytes) || !parent.block_bytes.is_power_of_two() {
+        return Err(CallError::Argument { what: "block size", wanted: "256 KiB, 512 KiB or 1 MiB" });
+    }
+    if parent.size_bytes == 0 || parent.size_bytes > VOLUME_BYTES_MAX {
+        return Err(CallError::Argument { what: "size of the backup", wanted: "1 byte to 64 TiB" });
+    }
+    Ok(BackupRow {
+        repository: names::name("repository", &parent.repository)?,
+        backup: names::id("backup", parent.backup)?,
+        root: digest("root", &parent.root)?,
+        leaves: digest("leaves", &parent.leaves)?,
+        size_bytes: parent.size_bytes,
+        block_bytes: parent.block_bytes,
+    })
+}
+
+impl Core {
+    /// Makes a volume that stands on a backup.
+    pub(crate) async fn create_lazy_volume(
+        &self,
+        id: Option<[u8; 16]>,
+        r: mds::CreateLazyVolumeRequest,
+    ) -> Result<mds::Volume, CallError> {
+        let missing = |what| CallError::Argument { what, wanted: "there must be one" };
+        let (wish, parent) = (r.volume.ok_or(missing("volume"))?, r.backup.ok_or(missing("backup"))?);
+        let (path, owner) = (names::path("path", &wish.path)?, names::owner(&wish.owner)?);
+        let pool = if wish.pool.is_empty() { String::new() } else { names::name("pool", &wish.pool)? };
+        let limits = names::limit_changes(wish.limits.as_ref())?.apply(VolumeLimits::NONE);
+        let options = VolumeOptionsRow { sector_bytes: names::sector_bytes(wish.sector_bytes)?, limits };
+        let backup = row_of(&parent)?;
+        self.lead().await?;
+        let candidates = self.candidates(self.read(|tx| namespace::pool(tx, &pool))?)?;
+        let count = usize::try_from(backup.size_bytes.div_ceil(SEGMENT_BYTES)).unwrap_or(PLACEMENTS_MAX).min(PLACEMENTS_MAX);
+        let choose = |_| segments::choose(&candidates, rng::nonzero_u64()).ok_or(CallError::NoRoom);
+        let placements = (0..count).map(choose).collect::<Result<Vec<_>, _>>()?;
+        let (size_bytes, create_parents) = (wish.size_bytes, wish.create_parents);
+        let command = Command::CreateLazyVolume { path, size_bytes, owner, create_parents, pool, options, backup, placements };
+        self.described(volume(self.propose(id, command).await?)?)
+    }
+
+    /// A layer needs its backup no more; repeating it is no error.
+    pub(crate) async fn complete_backup_parent(&self, r: mds::CompleteBackupParentRequest) -> Result<mds::Empty, CallError> {
+        let layer = LayerId(names::id("layer", r.layer)?);
+        match self.propose(None, Command::CompleteBackup { layer }).await? {
+            Outcome::Done => Ok(mds::Empty {}),
+            _ => Err(CallError::Answer(crate::machine::command::DecodeError::Trailing)),
+        }
+    }
+
+    /// The layers that stand on backups.
+    pub(crate) async fn list_backup_parents(
+        &self,
+        r: mds::ListBackupParentsRequest,
+    ) -> Result<mds::BackupParentList, CallError> {
+        self.lead().await?;
+        let (mut listed, cluster) = self.read(|tx| {
+            let cluster: ClusterRow = tx.get(&())?.ok_or(Refusal::NotFormed)?;
+            Ok((backups::list(tx, LayerId(r.after), LISTED_MAX + 1)?, cluster.cluster))
+        })?;
+        let more = listed.len() > LISTED_MAX;
+        listed.truncate(LISTED_MAX);
+        Ok(mds::BackupParentList { parents: listed.into_iter().map(message).collect(), more, cluster: cluster.to_vec().into() })
+    }
+
+    /// The backup that a layer stands on.
+    ///
+    /// # Errors
+    /// Those of the rows only.
+    pub(super) fn backup_below(&self, layer: LayerId) -> Result<Option<mds::BackupParent>, CallError> {
+        self.read(|tx| Ok(backups::below(tx, layer)?.map(|(layer, row)| message((layer, row, None)))))
+    }
+
+    /// Refuses who cannot read backups a layer that stands on one.
+    ///
+    /// # Errors
+    /// `InvalidArgument`.
+    pub(super) fn check_reads_backups(&self, layer: LayerId) -> Result<(), CallError> {
+        match self.backup_below(layer)? {
+            Some(parent) => Err(Refusal::NeedsBackup { repository: parent.repository }.into()),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_backup_that_makes_sense_is_taken() {
+        let good = mds::BackupParent {
+            layer: 0,
+            repository: "main".to_owned(),
+            backup: 7,
+            root: vec![1; 32].into(),
+            leaves: vec![2; 32].into(),
+            size_bytes: 1 << 30,
+            block_bytes: 256 << 10,
+            volume: String::new(),
+        };
+        assert_eq!(row_of(&good).expect("good").root, [1; 32]);
+        let bad: [fn(&mut mds::BackupParent); 6] = [
+            |p| p.repository = "a/b".to_owned(),
+            |p| p.backup = 0,
+            |p| p.root = vec![1; 31].into(),
+            |p| p.leaves = vec![].into(),
+            |p| p.size_bytes = 0,
+            |p| p.block_bytes = 3 << 17,
+        ];
+        for change in bad {
+            let mut parent = good.clone();
+            change(&mut parent);
+            assert!(row_of(&parent).is_err(), "{parent:?}");
+        }
+    }
+}
