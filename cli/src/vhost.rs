@@ -77,7 +77,7 @@ pub(crate) struct VhostBlkArgs {
     #[arg(long, value_name = "SECONDS")]
     io_timeout: Option<u64>,
     /// Write here, when it ends, which pages were read first: for ogee backup profile record
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["null", "incoming"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["null", "incoming", "upgrade"])]
     record_profile: Option<PathBuf>,
     /// Answer GET /metrics here, for Prometheus: what the volume did; by default nowhere
     #[arg(long, value_name = "ADDR", conflicts_with = "null")]
@@ -246,7 +246,17 @@ async fn serve(context: &Context, args: VhostBlkArgs) -> Result<(), CliError> {
         }
         Err(error) => Err(error),
     };
-    end_volume(&volume, claim, served, &mut signals).await
+    let profile = args.record_profile.as_deref().filter(|_| !is_handed_over(&served));
+    let ended = end_volume(&volume, claim, served, &mut signals).await;
+    if let Some(path) = profile {
+        write_profile(path, &volume)?;
+    }
+    ended
+}
+
+fn write_profile(path: &Path, volume: &Volume) -> Result<(), CliError> {
+    let doing = || format!("write {}", path.display());
+    std::fs::write(path, BootProfile::new(&volume.recorded()).json()).map_err(|e| CliError::caused(ErrorKind::Failure, doing(), e))
 }
 
 /// Gives a volume back that was served, unless another daemon goes on with it.
@@ -270,11 +280,6 @@ pub(crate) async fn end_volume(
         claim.given_back();
     }
     served?;
-    if let Some(path) = &args.record_profile {
-        let profile = BootProfile::new(&volume.recorded()).json();
-        let doing = || format!("write {}", path.display());
-        std::fs::write(path, profile).map_err(|e| CliError::caused(ErrorKind::Failure, doing(), e))?;
-    }
     closed
 }
 
