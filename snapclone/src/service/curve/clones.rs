@@ -4,7 +4,8 @@
 //!   Clone ──> 7 metaInstalled ── Flatten ──> 1 cloning ──> 0 done      (a clone whose volume is deleted is no task any more)
 //!        Lazy=false: begins the flatten by itself
 //! ```
-//! Invariants: a clone can be used as soon as it is answered, whatever `Lazy` says; a request that is repeated gets the same UUID.
+//! Invariants: a clone can be used as soon as it is answered, whatever `Lazy` says; a request that is repeated gets the same UUID. A clone that is done is
+//! found by its UUID alone: the MDS forgets what a volume stood on when it is flattened.
 
 use super::code::Code;
 use super::find::is_of;
@@ -180,7 +181,8 @@ impl Curve {
     /// The task of a UUID.
     async fn task(&self, uuid: &str) -> Result<Option<Task>, Code> {
         match CurveId::parse(uuid) {
-            Some(CurveId::Clone { volume }) => Ok(self.volume(volume).await?.and_then(Task::of_clone)),
+            // One that stands on nothing any more does not say that it was a clone; only who made it knows its UUID, and waits for this.
+            Some(id @ CurveId::Clone { volume }) => Ok(self.volume(volume).await?.map(|volume| Task::new(id, (TYPE_CLONE, CLONING), volume))),
             Some(id @ CurveId::Recover { volume, lazy, .. }) => Ok(self.volume(volume).await?.map(|volume| {
                 let task = Task::new(id, (TYPE_RECOVER, RECOVERING), volume);
                 // Who did not ask for laziness waits for the end, which was there at once.
@@ -270,10 +272,14 @@ impl Curve {
         Ok(json!({"TotalCount": total, "TaskInfos": items}))
     }
 
-    /// `Src` and `FileType`: the snapshot's UUID, or the volume's path; of a snapshot that is gone what it was called.
+    /// `Src` and `FileType`: the snapshot's UUID, or the volume's path; of a snapshot that is gone what it was called; nothing of a clone that
+    /// was flattened.
     async fn src(&self, task: &Task) -> Result<(String, u32), Code> {
         if let CurveId::Recover { volume, snapshot, .. } = task.id {
             return Ok((CurveId::Snapshot { volume, snapshot }.to_string(), FROM_SNAPSHOT));
+        }
+        if task.volume.parent.is_empty() {
+            return Ok((String::new(), FROM_FILE));
         }
         let Some((path, name)) = task.volume.parent.split_once('@') else { return Ok((file_of(&task.volume.parent), FROM_FILE)) };
         let found = self.snapshots_of(path).await?.into_iter().find(|s| s.name == name);
