@@ -14,6 +14,7 @@ use crate::signals::StopSignals;
 use crate::vhost::{VhostBlkArgs, end_incoming, end_volume, serve_failed, serve_until_end};
 use crate::volume_metrics;
 use ogee_client::{BlockDevice, Cluster, OpenError, OpenMode, StandbyVolume, Volume};
+use ogee_common::id::VolumeId;
 use ogee_common::name::VolumeRef;
 use ogee_vhost_blk::{HandOverError, HandOverRefusal, ServeEnd, StopHandle, TakenOver, Upgrade, VhostBlkServer, WireError};
 use std::fs::File;
@@ -30,9 +31,17 @@ const METRICS_ATTEMPTS: u32 = 300;
 ///
 /// # Errors
 /// It refuses, or cannot be spoken with; it goes on.
-pub(crate) async fn ask(args: &VhostBlkArgs) -> Result<Option<Upgrade>, CliError> {
+pub(crate) async fn ask(args: &VhostBlkArgs, signals: &mut StopSignals) -> Result<Option<Upgrade>, CliError> {
     let (config, terms) = (args.config(), args.terms());
-    blocking(move || Upgrade::begin(&config, &terms).map_err(failed)).await
+    or_stopped(signals, blocking(move || Upgrade::begin(&config, &terms).map_err(failed))).await
+}
+
+/// What has taken nothing from the running daemon yet, unless a signal comes first.
+async fn or_stopped<T>(signals: &mut StopSignals, work: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
+    tokio::select! {
+        done = work => done,
+        () = signals.wait() => Err(failed(HandOverError::Stopped)),
+    }
 }
 
 /// Takes over and serves.
@@ -47,21 +56,23 @@ pub(crate) async fn run(
 ) -> Result<(), CliError> {
     let Some(name) = args.volume() else {
         let device = NullDevice::new(args.null_bytes());
-        let taken = take(args, upgrade, &device).await?;
+        let taken = take(args, upgrade, &device, signals).await?;
         return serve_until_end(context.out, args, &device.info(), taken.server, (taken.stop, None), signals).await.map(drop);
     };
     let client = NonZeroU64::new(upgrade.client());
     let cluster = context.cluster_as(client, args.io_timeout())?;
     if args.is_incoming() {
-        let volume = look_up_incoming(&cluster, name, args.serial()).await?;
-        let taken = take(args, upgrade, &volume).await?;
+        let volume = or_stopped(signals, look_up_incoming(&cluster, name, args.serial())).await?;
+        check_volume(name, volume.id(), &upgrade)?;
+        let mut taken = take(args, upgrade, &volume, signals).await?;
         let claim = taken.claim(args, client)?;
         let served = serve_until_end(context.out, args, &volume.info(), taken.server, (taken.stop, None), signals).await;
         return end_incoming(&volume, name, claim, served, signals).await;
     }
     if args.is_read_only() {
-        let volume = args.with_serial(open_volume(&cluster, name, OpenMode::ReadOnly).await?);
-        let taken = take(args, upgrade, &volume).await?;
+        let volume = args.with_serial(or_stopped(signals, open_volume(&cluster, name, OpenMode::ReadOnly)).await?);
+        check_volume(name, volume.attach_info().volume, &upgrade)?;
+        let mut taken = take(args, upgrade, &volume, signals).await?;
         let claim = taken.claim(args, client)?;
         let metrics = args.metrics().map(|addr| tokio::spawn(metrics_when_free(addr, volume.clone())));
         let (stop, addr) = (taken.stop, args.metrics());
@@ -80,8 +91,10 @@ async fn run_writer(
     (cluster, name): (&Cluster, &VolumeRef),
     signals: &mut StopSignals,
 ) -> Result<(), CliError> {
-    let standby = StandbyVolume::prepare(cluster, name, args.serial()).await.map_err(|e| not_attached(name, e))?;
-    let taken = take(args, upgrade, &standby).await?;
+    let prepare = async { StandbyVolume::prepare(cluster, name, args.serial()).await.map_err(|e| not_attached(name, e)) };
+    let standby = or_stopped(signals, prepare).await?;
+    check_volume(name, standby.id(), &upgrade)?;
+    let mut taken = take(args, upgrade, &standby, signals).await?;
     let claim = taken.claim(args, client)?;
     // The guest waits from here on; without an MDS for as long as there is none.
     let volume = tokio::select! {
@@ -105,20 +118,42 @@ struct Taken<D: BlockDevice> {
 }
 
 impl<D: BlockDevice> Taken<D> {
-    fn claim(&self, args: &VhostBlkArgs, client: Option<NonZeroU64>) -> Result<Claim, CliError> {
+    fn claim(&mut self, args: &VhostBlkArgs, client: Option<NonZeroU64>) -> Result<Claim, CliError> {
         let lost = || CliError::new(ErrorKind::Failure, "the running daemon handed no claim over");
-        let file = self.claim.as_ref().ok_or_else(lost)?;
-        let file = file.try_clone().map_err(|e| CliError::caused(ErrorKind::Failure, "duplicate the claim", e))?;
+        let file = self.claim.take().ok_or_else(lost)?;
         Ok(Claim::handed_over(args.socket(), file, client.map_or(0, NonZeroU64::get)))
     }
 }
 
-async fn take<D: BlockDevice>(args: &VhostBlkArgs, upgrade: Upgrade, device: &D) -> Result<Taken<D>, CliError> {
+/// Whether the name still means what the running daemon serves: a volume is renamed under it, and its name given to another one.
+fn check_volume(name: &VolumeRef, found: VolumeId, upgrade: &Upgrade) -> Result<(), CliError> {
+    if found.0 == upgrade.volume() {
+        return Ok(());
+    }
+    let text = format!("{name} is volume {found} now, and the running daemon serves volume {}: it goes on", upgrade.volume());
+    Err(CliError::new(ErrorKind::Conflict, text))
+}
+
+/// A signal stops it as long as nothing was taken; after that the server ends as soon as it runs.
+async fn take<D: BlockDevice>(
+    args: &VhostBlkArgs,
+    upgrade: Upgrade,
+    device: &D,
+    signals: &mut StopSignals,
+) -> Result<Taken<D>, CliError> {
     let (device, config) = (device.clone(), args.config());
     let stop = StopHandle::new().map_err(serve_failed)?;
     let stops = stop.clone();
     let take = move || upgrade.prepare(device, config, stops).and_then(ogee_vhost_blk::Prepared::take).map_err(failed);
-    let TakenOver { server, claim } = blocking(take).await?;
+    let mut taking = std::pin::pin!(blocking(take));
+    let taken = tokio::select! {
+        taken = &mut taking => taken,
+        () = signals.wait() => {
+            stop.stop();
+            taking.await
+        }
+    };
+    let TakenOver { server, claim } = taken?;
     Ok(Taken { server, stop, claim })
 }
 
@@ -161,10 +196,11 @@ fn not_attached(name: &VolumeRef, error: OpenError) -> CliError {
 fn failed(error: HandOverError) -> CliError {
     use ogee_vhost_blk::SocketError;
     let kind = match &error {
-        HandOverError::Refused(HandOverRefusal::FrontEndBusy | HandOverRefusal::InFlight) => ErrorKind::Unavailable,
+        HandOverError::Refused(HandOverRefusal::FrontEndBusy | HandOverRefusal::InFlight | HandOverRefusal::Attaching) => ErrorKind::Unavailable,
         HandOverError::Refused(HandOverRefusal::Failed) => ErrorKind::Failure,
         HandOverError::Refused(_) | HandOverError::Version { .. } | HandOverError::OtherUser { .. } => ErrorKind::Conflict,
         HandOverError::Wire(WireError::TimedOut { .. }) => ErrorKind::Unavailable,
+        HandOverError::Stopped => ErrorKind::Failure,
         HandOverError::Socket(SocketError::PathTooLong { .. }) => ErrorKind::Usage,
         HandOverError::Serve(_) => ErrorKind::Usage,
         _ => ErrorKind::Failure,

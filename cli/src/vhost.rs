@@ -210,13 +210,13 @@ pub(crate) async fn run(context: &Context, args: VhostBlkArgs) -> Result<(), Cli
 async fn serve(context: &Context, args: VhostBlkArgs) -> Result<(), CliError> {
     let mut signals = StopSignals::listen()?;
     if args.upgrade
-        && let Some(upgrade) = take_over::ask(&args).await?
+        && let Some(upgrade) = take_over::ask(&args, &mut signals).await?
     {
         return take_over::run(context, &args, upgrade, &mut signals).await;
     }
     let Some(name) = &args.volume else {
         let device = NullDevice::new(args.null_bytes());
-        return serve_open(context.out, &args, &device, (None, None), &mut signals).await.map(drop);
+        return serve_open(context.out, &args, &device, (None, 0, None), &mut signals).await.map(drop);
     };
     let mode = if args.read_only { OpenMode::ReadOnly } else { OpenMode::ReadWrite { steal: args.steal } };
     let claim = Claim::take(&args.socket, &name.to_string())?;
@@ -242,7 +242,7 @@ async fn serve(context: &Context, args: VhostBlkArgs) -> Result<(), CliError> {
     let served = match args.metrics.map(|addr| volume_metrics::serve(addr, &volume)).transpose() {
         Ok(metrics) => {
             let addr = metrics.as_ref().map(MetricsServer::addr);
-            serve_open(context.out, &args, &volume, (Some(&claim), addr), &mut signals).await
+            serve_open(context.out, &args, &volume, (Some(&claim), volume.attach_info().volume.0, addr), &mut signals).await
         }
         Err(error) => Err(error),
     };
@@ -298,7 +298,7 @@ async fn serve_incoming(
             return Err(error);
         }
     };
-    let served = serve_open(context.out, args, &volume, (Some(&claim), None), signals).await;
+    let served = serve_open(context.out, args, &volume, (Some(&claim), volume.id().0, None), signals).await;
     end_incoming(&volume, name, claim, served, signals).await
 }
 
@@ -335,13 +335,13 @@ async fn serve_open<D: BlockDevice>(
     out: Output,
     args: &VhostBlkArgs,
     device: &D,
-    (claim, metrics): (Option<&Claim>, Option<SocketAddr>),
+    (claim, volume, metrics): (Option<&Claim>, u64, Option<SocketAddr>),
     signals: &mut StopSignals,
 ) -> Result<ServeEnd, CliError> {
     let stop = StopHandle::new().map_err(serve_failed)?;
     let mut server = VhostBlkServer::bind(device.clone(), args.config(), stop.clone()).map_err(serve_failed)?;
     let file = claim.map(Claim::file).transpose()?;
-    let terms = HandOverTerms { subject: args.terms(), client: claim.map_or(0, Claim::client), claim: file };
+    let terms = HandOverTerms { subject: args.terms(), client: claim.map_or(0, Claim::client), volume, claim: file };
     if let Err(error) = server.allow_upgrade(terms) {
         logging::start_for_daemon();
         tracing::warn!(target: "controlpath", error = serve_failed(error).chain(), "this daemon can be restarted, but not upgraded under its guest");

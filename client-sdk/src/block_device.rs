@@ -229,6 +229,11 @@ pub trait BlockDevice: Clone + Send + Sync + 'static {
         async {}
     }
 
+    /// Whether [`BlockDevice::leave`] is possible: not while the device is being taken, for what is asked for may be granted later.
+    fn may_leave(&self) -> bool {
+        true
+    }
+
     /// Another process goes on with the device as the same client: from now on no IO is sent through any handle, and the attach is not given back.
     fn leave(&self) {}
 

@@ -77,6 +77,7 @@ struct Tasks {
 struct Shared {
     cluster: Cluster,
     name: VolumeRef,
+    id: VolumeId,
     serial: String,
     sector_bytes: u32,
     state: watch::Sender<State>,
@@ -118,6 +119,7 @@ impl IncomingVolume {
         let shared = Shared {
             cluster: cluster.clone(),
             name,
+            id: VolumeId(found.id),
             serial: serial.map_or_else(|| own_serial(VolumeId(found.id)), str::to_owned),
             sector_bytes,
             state: watch::Sender::new(State::Waiting),
@@ -125,6 +127,12 @@ impl IncomingVolume {
             tasks: Mutex::default(),
         };
         Ok(Self { shared: Arc::new(shared), handle: Arc::default() })
+    }
+
+    /// The volume's number.
+    #[must_use]
+    pub fn id(&self) -> VolumeId {
+        self.shared.id
     }
 
     /// Ends attempts to attach, and gives the volume back if it is attached and no guest uses it. The caller has ended all IO.
@@ -339,6 +347,10 @@ impl BlockDevice for IncomingVolume {
         if fenced || refused {
             self.shared.state.send_replace(State::Waiting);
         }
+    }
+
+    fn may_leave(&self) -> bool {
+        !matches!(*self.shared.state.borrow(), State::Attaching)
     }
 
     fn leave(&self) {

@@ -18,6 +18,7 @@ use crate::block_device::{BlockDevice, DeviceInfo, Extent, IoError, IoErrorKind,
 use crate::cluster::Cluster;
 use crate::volume::{OpenError, OpenMode, Volume};
 use bytes::Bytes;
+use ogee_common::id::VolumeId;
 use ogee_common::name::VolumeRef;
 use ogee_common::rng;
 use ogee_proto::MdsErrorKind;
@@ -51,6 +52,12 @@ impl StandbyVolume {
         reader.load_layout().await;
         let shared = Shared { cluster: cluster.clone(), name: name.clone(), attached: OnceLock::new() };
         Ok(Self { shared: Arc::new(shared), reader, handle: Arc::default() })
+    }
+
+    /// The volume's number: what was opened, whatever its name means later.
+    #[must_use]
+    pub fn id(&self) -> VolumeId {
+        self.reader.attach_info().volume
     }
 
     /// Attaches as the client that has the volume attached, whose IO the caller knows to have ended for good. Waits for the MDS, however long

@@ -262,7 +262,8 @@ mod tests {
     #[test]
     fn missing_pages_are_cut_to_the_span_and_joined() {
         assert_eq!(missing_ranges(&span(512, 8192), &[true, false, true]), [0..3584, 7680..8192]);
-        assert_eq!(missing_ranges(&span(4096, 12288), &[true, true, false]), [0..8192]);
+        assert_eq!(missing_ranges(&span(4096, 12288), &[true, true, false]).first(), Some(&(0..8192)));
+        assert_eq!(missing_ranges(&span(4096, 12288), &[true, true, false]).len(), 1);
         assert!(missing_ranges(&span(0, 4096), &[false]).is_empty());
     }
 

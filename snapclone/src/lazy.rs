@@ -114,14 +114,15 @@ impl RepositoryBackup {
     /// # Errors
     /// [`BackupError`].
     pub(crate) async fn open(&self) -> Result<&(Repository, Index), BackupError> {
-        let open = async {
+        // Large, and awaited once in the life of the volume.
+        let open = Box::pin(async {
             let repo = self.place.open(false).await.map_err(unavailable)?;
             let index = find(&repo, self.parent.backup).await.map_err(judge)?;
             if is_of(&index, &self.parent) {
                 return Ok((repo, index));
             }
             Err(damaged(RepoError::corrupt(&index.id, "it is not the backup that the volume was made of")))
-        };
+        });
         self.opened.get_or_try_init(|| open).await
     }
 

@@ -55,6 +55,8 @@ pub struct HandOverTerms {
     pub subject: String,
     /// The id of the client that has the volume attached; told before the rings stop. 0: there is none.
     pub client: u64,
+    /// The volume's number, which stays when it is renamed; told likewise. 0: there is none.
+    pub volume: u64,
     /// The file whose lock is the claim on the socket; the lock goes along with the descriptor.
     pub claim: Option<File>,
 }
@@ -76,6 +78,8 @@ pub enum HandOverRefusal {
     InFlight,
     /// It failed at something of its own; its log says at what.
     Failed,
+    /// It is just attaching the volume for a guest that has arrived.
+    Attaching,
     /// A reason that this build does not know.
     Unknown(u16),
 }
@@ -90,6 +94,7 @@ impl HandOverRefusal {
             Self::FrontEndBusy => 5,
             Self::InFlight => 6,
             Self::Failed => 7,
+            Self::Attaching => 8,
             Self::Unknown(code) => code,
         }
     }
@@ -97,6 +102,7 @@ impl HandOverRefusal {
     fn of(code: u16) -> Self {
         let known = [
             Self::Version, Self::Busy, Self::OtherSubject, Self::OtherShape, Self::FrontEndBusy, Self::InFlight, Self::Failed,
+            Self::Attaching,
         ];
         known.into_iter().find(|refusal| refusal.code() == code).unwrap_or(Self::Unknown(code))
     }
@@ -110,6 +116,7 @@ impl HandOverRefusal {
             Self::FrontEndBusy => "the hypervisor waits for an answer of it",
             Self::InFlight => "requests in flight do not end, and the hypervisor keeps no in-flight memory",
             Self::Failed => "it failed; see its log",
+            Self::Attaching => "it is attaching the volume for a guest that has just arrived",
             Self::Unknown(_) => "it gives a reason that this version does not know",
         }
     }
@@ -150,6 +157,9 @@ pub enum HandOverError {
     /// A message was not sent or received.
     #[error("speak with the running daemon")]
     Wire(#[source] wire::WireError),
+    /// The caller has stopped this one, which had not taken anything.
+    #[error("stopped; the running daemon goes on")]
+    Stopped,
     /// It said something that does not belong there.
     #[error("the running daemon said something out of place")]
     OutOfPlace,
@@ -199,7 +209,7 @@ mod tests {
         for code in 0..20 {
             let refusal = HandOverRefusal::of(code);
             assert_eq!(refusal.code(), code);
-            assert_eq!(matches!(refusal, HandOverRefusal::Unknown(_)), !(1..=7).contains(&code));
+            assert_eq!(matches!(refusal, HandOverRefusal::Unknown(_)), !(1..=8).contains(&code));
             assert!(!refusal.to_string().is_empty());
         }
     }

@@ -12,7 +12,7 @@ use crate::channel::ResizeWatch;
 use crate::connection::{Connection, Ended, Requests};
 use crate::handover::doorman::Doorman;
 use crate::handover::giver::give;
-use crate::handover::{HandOverTerms, socket_beside};
+use crate::handover::HandOverTerms;
 use crate::stats::VhostBlkStats;
 use crate::stop::{StopHandle, Waited, wait_for_one};
 use ogee_client::BlockDevice;
@@ -226,10 +226,15 @@ impl<D: BlockDevice> VhostBlkServer<D> {
         taken: Option<TakenConnection<D>>,
     ) -> Result<(), ServeError> {
         self.socket = Some(BoundSocket::adopt(&self.config.socket)?);
-        let beside = BoundSocket::adopt(&socket_beside(&self.config.socket))?;
-        self.doorman = Some(Doorman::with_listener(&self.config, terms, upgrades, beside)?);
+        self.doorman = Some(Doorman::adopt(&self.config, terms, upgrades)?);
         (self.stats, self.taken) = (stats, taken);
         Ok(())
+    }
+
+    /// Does not serve: the paths of the sockets stay, they are another daemon's.
+    pub(crate) fn leave(self) {
+        self.socket.into_iter().for_each(BoundSocket::leave);
+        self.doorman.into_iter().for_each(Doorman::leave);
     }
 
     /// The counters, readable while the server runs.

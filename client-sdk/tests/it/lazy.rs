@@ -221,7 +221,7 @@ async fn io_waits_for_a_repository_that_does_not_answer() {
         tokio::time::sleep(Duration::from_millis(80)).await;
         repo.store().hangs = false;
     };
-    let (first, ..) = within(async { tokio::join!(first, second, release) }).await;
+    let (first, ..) = Box::pin(within(async { tokio::join!(first, second, release) })).await;
     assert!(first.is_err(), "it was given up");
 }
 

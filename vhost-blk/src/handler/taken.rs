@@ -141,10 +141,11 @@ impl<D: BlockDevice> Handler<D> {
         let vring = &queue.vring;
         vring.set_queue_size(state.size);
         vring.set_queue_info(state.descriptors, state.available, state.used).map_err(refused)?;
-        if state.ready {
-            // Where the driver sees it; this also shows that the ring is in guest memory.
-            let used = vring.queue_used_idx().map_err(refused)?;
-            vring.set_queue_next_used(used);
+        // Where the driver sees it, as at SET_VRING_ADDR; of a ring that runs this also shows that it is in guest memory.
+        match vring.queue_used_idx().map_err(refused) {
+            Ok(used) => vring.set_queue_next_used(used),
+            Err(error) if state.ready => return Err(error),
+            Err(_) => {}
         }
         vring.set_queue_next_avail(state.next_avail);
         vring.set_kick(state.kick);

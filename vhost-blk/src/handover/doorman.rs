@@ -42,8 +42,8 @@ pub(crate) struct Doorman {
     /// Queues and ring entries.
     shape: (u16, u16),
     slot: Mutex<Slot>,
-    ready: (EventConsumer, EventNotifier),
-    end: (EventConsumer, EventNotifier),
+    ready: Event,
+    end: Event,
     socket: BoundSocket,
 }
 
@@ -60,8 +60,16 @@ impl Drop for Successor<'_> {
     }
 }
 
-fn event() -> io::Result<(EventConsumer, EventNotifier)> {
-    new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC)
+type Event = (EventConsumer, EventNotifier);
+
+fn failed(source: io::Error) -> ServeError {
+    ServeError::Io { verb: "prepare for a hand-over", source }
+}
+
+/// What says that somebody is ready, and what ends it all.
+fn events() -> Result<(Event, Event), ServeError> {
+    let event = || new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC).map_err(failed);
+    Ok((event()?, event()?))
 }
 
 impl Doorman {
@@ -70,25 +78,31 @@ impl Doorman {
     /// # Errors
     /// The socket, or no file descriptors.
     pub(crate) fn bind(config: &VhostBlkConfig, terms: HandOverTerms) -> Result<Self, ServeError> {
+        let events = events()?;
         let (socket, listener) = BoundSocket::bind(&socket_beside(&config.socket), Some(0o600))?;
-        Self::with_listener(config, terms, listener, socket)
+        listener.set_nonblocking(true).map_err(failed)?;
+        Ok(Self::new(config, terms, (listener, socket), events))
     }
 
-    /// Goes on with the listener of a daemon that was taken over.
+    /// Goes on with the listener of another daemon, whose socket stays where it is if that fails.
     ///
     /// # Errors
-    /// No file descriptors.
-    pub(crate) fn with_listener(
+    /// The socket is gone, or no file descriptors.
+    pub(crate) fn adopt(config: &VhostBlkConfig, terms: HandOverTerms, listener: UnixListener) -> Result<Self, ServeError> {
+        let events = events()?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        let socket = BoundSocket::adopt(&socket_beside(&config.socket))?;
+        Ok(Self::new(config, terms, (listener, socket), events))
+    }
+
+    fn new(
         config: &VhostBlkConfig,
         terms: HandOverTerms,
-        listener: UnixListener,
-        socket: BoundSocket,
-    ) -> Result<Self, ServeError> {
-        let failed = |source| ServeError::Io { verb: "prepare for a hand-over", source };
-        listener.set_nonblocking(true).map_err(failed)?;
-        let (ready, end) = (event().map_err(failed)?, event().map_err(failed)?);
+        (listener, socket): (UnixListener, BoundSocket),
+        (ready, end): (Event, Event),
+    ) -> Self {
         let shape = (config.num_queues, config.queue_size);
-        Ok(Self { listener, terms, shape, slot: Mutex::new(Slot::Free), ready, end, socket })
+        Self { listener, terms, shape, slot: Mutex::new(Slot::Free), ready, end, socket }
     }
 
     fn slot(&self) -> MutexGuard<'_, Slot> {
@@ -195,7 +209,7 @@ impl Doorman {
             return None;
         }
         let queues = u16::try_from(queues_in_use).unwrap_or(u16::MAX);
-        let welcome = [&self.terms.client.to_le_bytes()[..], &queues.to_le_bytes()].concat();
+        let welcome = [&self.terms.client.to_le_bytes()[..], &self.terms.volume.to_le_bytes(), &queues.to_le_bytes()].concat();
         match send(&stream, Kind::Welcome, (&welcome, &[]), VHOST_UPGRADE_ACCEPT) {
             Ok(()) => {
                 tracing::info!(target: "controlpath", "another daemon gets ready to take over");

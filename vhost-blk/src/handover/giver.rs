@@ -22,6 +22,9 @@ enum GiveError {
     /// The front end's message is being answered.
     #[error("stop answering messages")]
     NotParked,
+    /// The device is being taken for the guest: an attempt that is cut short here may still be granted.
+    #[error("leave the device: it is being attached")]
+    Attaching,
     /// See the kind.
     #[error("stop the rings: {0:?}")]
     NotStill(NotStill),
@@ -44,6 +47,7 @@ impl GiveError {
         match self {
             Self::NotParked => HandOverRefusal::FrontEndBusy,
             Self::NotStill(NotStill::InFlight) => HandOverRefusal::InFlight,
+            Self::Attaching => HandOverRefusal::Attaching,
             _ => HandOverRefusal::Failed,
         }
     }
@@ -59,7 +63,7 @@ pub(crate) fn give<D: BlockDevice>(
 ) -> bool {
     let began = clock::now();
     let given = match connection {
-        Some(connection) => stand_still(connection).and_then(|()| offer(doorman, successor, listener, Some(connection))),
+        Some(connection) => stand_still(connection, device).and_then(|()| offer(doorman, successor, listener, Some(connection))),
         None => offer::<D>(doorman, successor, listener, None),
     };
     if let Err(error) = given {
@@ -86,11 +90,13 @@ pub(crate) fn give<D: BlockDevice>(
     true
 }
 
-fn stand_still<D: BlockDevice>(connection: &Connection<D>) -> Result<(), GiveError> {
+fn stand_still<D: BlockDevice>(connection: &Connection<D>, device: &D) -> Result<(), GiveError> {
     if !connection.parking.park(VHOST_UPGRADE_STEP) {
         return Err(GiveError::NotParked);
     }
-    connection.backend.freeze().map_err(GiveError::NotStill)
+    connection.backend.freeze().map_err(GiveError::NotStill)?;
+    // No ring starts any more, so nobody asks for the device from here on.
+    if device.may_leave() { Ok(()) } else { Err(GiveError::Attaching) }
 }
 
 /// Sends everything, and waits until the new daemon has accepted it.

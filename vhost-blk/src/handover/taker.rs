@@ -31,6 +31,8 @@ use vhost::vhost_user::message::FrontendReq;
 
 /// From `Ready` to the old daemon's state: it may be waiting for the end of requests of a front end that has left.
 const ESTATE_LIMIT: Duration = Duration::from_secs(VHOST_STOP_DRAIN.as_secs() * 2);
+/// From `Accepted` to `Go`, which ends the old daemon: nothing of the guest is touched meanwhile, so there is nothing to hurry for on a slow machine.
+const GO_LIMIT: Duration = Duration::from_secs(60);
 /// Header of a message of the front end: request, flags (version 1), bytes that follow.
 const FLAGS: u32 = 1;
 
@@ -40,6 +42,7 @@ pub struct Upgrade {
     stream: UnixStream,
     subject: String,
     client: u64,
+    volume: u64,
     queues_in_use: usize,
 }
 
@@ -51,9 +54,9 @@ impl Upgrade {
     pub fn begin(config: &VhostBlkConfig, subject: &str) -> Result<Option<Self>, HandOverError> {
         config.validate()?;
         let path = socket_beside(&config.socket);
-        let len = path.as_os_str().len();
-        if len > SOCKET_PATH_BYTES_MAX {
-            return Err(SocketError::PathTooLong { path, len }.into());
+        // Nobody can listen there: such a daemon is restarted, and warns when it starts.
+        if path.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
+            return Ok(None);
         }
         let stream = match UnixStream::connect(&path) {
             Ok(stream) => stream,
@@ -66,11 +69,13 @@ impl Upgrade {
         let hello = [&shape_bytes((config.num_queues, config.queue_size))[..], subject.as_bytes()].concat();
         send(&stream, Kind::Hello, (&hello, &[]), VHOST_UPGRADE_ACCEPT).map_err(HandOverError::Wire)?;
         let welcome = expect(&stream, Kind::Welcome, ESTATE_LIMIT)?;
-        let [c0, c1, c2, c3, c4, c5, c6, c7, q0, q1] = welcome.body[..] else { return Err(HandOverError::OutOfPlace) };
+        let Some((client, rest)) = welcome.body.split_first_chunk::<8>() else { return Err(HandOverError::OutOfPlace) };
+        let Some((volume, &[q0, q1])) = rest.split_first_chunk::<8>() else { return Err(HandOverError::OutOfPlace) };
         Ok(Some(Self {
             stream,
             subject: subject.to_owned(),
-            client: u64::from_le_bytes([c0, c1, c2, c3, c4, c5, c6, c7]),
+            client: u64::from_le_bytes(*client),
+            volume: u64::from_le_bytes(*volume),
             queues_in_use: usize::from(u16::from_le_bytes([q0, q1])),
         }))
     }
@@ -79,6 +84,12 @@ impl Upgrade {
     #[must_use]
     pub fn client(&self) -> u64 {
         self.client
+    }
+
+    /// The number of the volume that it serves, whatever that is called now; 0: none.
+    #[must_use]
+    pub fn volume(&self) -> u64 {
+        self.volume
     }
 
     /// Starts the threads of the queues and opens their connections. Blocks its thread; not to be called from within a tokio runtime's worker.
@@ -137,6 +148,7 @@ impl<D: BlockDevice> Prepared<D> {
     /// The running daemon goes on, except after [`HandOverError::NoGo`], when that is not known, and after an error of a system call of this process.
     pub fn take(mut self) -> Result<TakenOver<D>, HandOverError> {
         let stream = self.upgrade.stream.try_clone().map_err(io_error("duplicate connection"))?;
+        self.check_stop()?;
         send(&stream, Kind::Ready, (&[], &[]), VHOST_UPGRADE_ACCEPT).map_err(HandOverError::Wire)?;
         let frame = expect(&stream, Kind::Estate, ESTATE_LIMIT)?;
         let Estate { listener, upgrades, claim, front_end } = Estate::decode(&frame.body, frame.files)?;
@@ -144,19 +156,24 @@ impl<D: BlockDevice> Prepared<D> {
         let taken = front_end.zip(backend).map(|((connection, state), backend)| self.adopt(connection, state, backend));
         let taken = taken.transpose()?;
         let again = claim.as_ref().map(File::try_clone).transpose().map_err(io_error("duplicate claim"))?;
-        send(&stream, Kind::Accepted, (&[], &[]), VHOST_UPGRADE_ACCEPT).map_err(HandOverError::Wire)?;
-        match receive(&stream, VHOST_UPGRADE_ACCEPT) {
-            Ok(frame) if frame.kind == Some(Kind::Go) => {}
-            // It waited no longer, and has said why before `Accepted` came.
-            Ok(frame) => return Err(misplaced(&frame)),
-            Err(error) => return Err(HandOverError::NoGo(error)),
+        let is_taken = taken.is_some();
+        let Upgrade { client, volume, .. } = self.upgrade;
+        let terms = HandOverTerms { subject: self.upgrade.subject.clone(), client, volume, claim: again };
+        // Everything that can fail is done now, while the other one still goes on if it does.
+        let server = self.server(listener, upgrades, terms, taken)?;
+        if let Err(error) = self.check_stop().and_then(|()| agree(&stream)) {
+            server.leave();
+            return Err(error);
         }
-        if taken.is_some() {
+        if is_taken {
             self.backend = None;
         }
-        let terms = HandOverTerms { subject: self.upgrade.subject.clone(), client: self.upgrade.client, claim: again };
-        let server = self.server(listener, upgrades, terms, taken)?;
         Ok(TakenOver { server, claim })
+    }
+
+    /// Whether this daemon may still go on: who was stopped must not take a guest over, nobody would serve it.
+    fn check_stop(&self) -> Result<(), HandOverError> {
+        if self.stop.is_stopped() { Err(HandOverError::Stopped) } else { Ok(()) }
     }
 
     fn server(
@@ -167,7 +184,10 @@ impl<D: BlockDevice> Prepared<D> {
         taken: Option<TakenConnection<D>>,
     ) -> Result<VhostBlkServer<D>, HandOverError> {
         let mut server = VhostBlkServer::with_listener(self.device.clone(), self.config.clone(), self.stop.clone(), listener)?;
-        server.adopt(Arc::clone(&self.stats), upgrades, terms, taken)?;
+        if let Err(error) = server.adopt(Arc::clone(&self.stats), upgrades, terms, taken) {
+            server.leave();
+            return Err(error.into());
+        }
         Ok(server)
     }
 
@@ -229,6 +249,17 @@ fn led<D: BlockDevice>(
 fn expect(stream: &UnixStream, kind: Kind, limit: Duration) -> Result<Frame, HandOverError> {
     let frame = receive(stream, limit).map_err(HandOverError::Wire)?;
     if frame.version == VERSION && frame.kind == Some(kind) { Ok(frame) } else { Err(misplaced(&frame)) }
+}
+
+/// Accepts what was handed over, and waits until the other one has let go of it.
+fn agree(stream: &UnixStream) -> Result<(), HandOverError> {
+    send(stream, Kind::Accepted, (&[], &[]), VHOST_UPGRADE_ACCEPT).map_err(HandOverError::Wire)?;
+    match receive(stream, GO_LIMIT) {
+        Ok(frame) if frame.kind == Some(Kind::Go) => Ok(()),
+        // It waited no longer, and has said why before `Accepted` came.
+        Ok(frame) => Err(misplaced(&frame)),
+        Err(error) => Err(HandOverError::NoGo(error)),
+    }
 }
 
 /// What a frame means that was not expected.
