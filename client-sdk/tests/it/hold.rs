@@ -193,7 +193,8 @@ async fn an_acknowledged_hold_asks_for_the_state() {
     eventually("the acknowledgement", || f.mds.inner().acks == [5]).await;
     let seq = f.mds.commit_snapshot();
     write(&v, 0, pattern(1, 4096)).await;
-    assert_eq!(f.mds.inner().subscriptions, 2);
+    let asked = f.mds.inner().subscriptions;
+    assert!(asked >= 2, "{asked}: a busy machine may ask more often");
     assert_eq!(old_seq_writes(&f.data.log(), seq), Vec::<&Seen>::new());
 }
 
