@@ -5,13 +5,17 @@
 //! the MDS lets that pass at once. The attach epoch rises all the same, so what the dead one sent is fenced.
 //!
 //! ```text
-//! PATH.sock.client, mode 0600:   ogee-client 1 / volume / id, 16 hexadecimal digits     (one line each)
+//! PATH.sock.client, mode 0600:   ogee-client 1 / volume / id / volume's number     (one line each; both 16 hexadecimal digits)
 //! ```
+//!
+//! The number tells that the name means the same volume still: the guest of a dead daemon has requests in flight for that one. It is there if the
+//! daemon serves one volume (`vhost.rs`), and not in files of older daemons, which read no further than the id.
 //!
 //! Invariants: the id in the file is used only under its lock and for the volume it was written for; a file that is not ours is
 //! not touched; the file goes when the volume is given back, and stays while it is or may be attached.
 
 use crate::error::{CliError, ErrorKind};
+use ogee_common::id::VolumeId;
 use ogee_common::rng;
 use rustix::fs::OFlags;
 use std::fs::{self, File, TryLockError};
@@ -33,7 +37,16 @@ pub(crate) struct Claim {
     /// Holds the lock.
     file: File,
     client: u64,
+    /// The predecessor's volume, if it said which.
+    before: Option<VolumeId>,
     is_new: bool,
+}
+
+/// What a predecessor wrote.
+struct Found {
+    volume: String,
+    client: u64,
+    volume_id: Option<VolumeId>,
 }
 
 impl Claim {
@@ -45,17 +58,43 @@ impl Claim {
         let path = Self::path_beside(socket);
         let file = Self::lock(&path, socket)?;
         let found = Self::read(&file, &path)?;
-        let before = found.as_ref().filter(|(of, _)| of == volume).map(|(_, client)| *client);
-        let claim = Self { client: before.unwrap_or_else(rng::nonzero_u64), path, file, is_new: found.is_none() };
-        if before.is_none() {
+        let is_new = found.is_none();
+        let same = found.filter(|found| found.volume == volume);
+        let client = same.as_ref().map_or_else(rng::nonzero_u64, |found| found.client);
+        let claim = Self { client, path, file, before: same.as_ref().and_then(|found| found.volume_id), is_new };
+        if same.is_none() {
             claim.write(volume)?;
         }
         Ok(claim)
     }
 
+    /// Says which volume is meant, by its number at the MDS.
+    ///
+    /// # Errors
+    /// The dead predecessor served another one under this name ([`ErrorKind::Conflict`]), or the file cannot be written.
+    pub(crate) fn identify(&self, volume: &str, volume_id: VolumeId) -> Result<(), CliError> {
+        match self.before {
+            Some(before) if before != volume_id => {
+                let (now, was, path) = (volume_id.0, before.0, self.path.display());
+                let text = format!(
+                    "{volume} is another volume now ({now}, was {was}), and a guest may wait here for the one that was served: end it, then remove {path}"
+                );
+                Err(CliError::new(ErrorKind::Conflict, text))
+            }
+            Some(_) => Ok(()),
+            None => {
+                let failed = |e| CliError::file("write", &self.path, e);
+                // What is there is the beginning of what is written: a death on the way loses nothing.
+                (&self.file).rewind().map_err(failed)?;
+                let text = format!("{}{:016x}\n", self.text(volume), volume_id.0);
+                (&self.file).write_all(text.as_bytes()).map_err(failed)
+            }
+        }
+    }
+
     /// The claim of a daemon that has handed its work and this file over: its lock is held as long as any process has the file open.
     pub(crate) fn handed_over(socket: &Path, file: File, client: u64) -> Self {
-        Self { path: Self::path_beside(socket), file, client, is_new: false }
+        Self { path: Self::path_beside(socket), file, client, before: None, is_new: false }
     }
 
     /// The locked file once more, for a daemon that takes over.
@@ -116,8 +155,8 @@ impl Claim {
         Err(in_use())
     }
 
-    /// Volume and client of a predecessor; `None` if the file is empty.
-    fn read(mut file: &File, path: &Path) -> Result<Option<(String, u64)>, CliError> {
+    /// What a predecessor wrote; `None` if the file is empty.
+    fn read(mut file: &File, path: &Path) -> Result<Option<Found>, CliError> {
         let mut text = String::new();
         file.take(FILE_BYTES_MAX).read_to_string(&mut text).map_err(|e| CliError::file("read", path, e))?;
         file.rewind().map_err(|e| CliError::file("read", path, e))?;
@@ -125,10 +164,14 @@ impl Claim {
             return Ok(None);
         }
         let mut lines = text.lines();
-        let (magic, volume, client) = (lines.next(), lines.next(), lines.next());
+        let (magic, volume, client, number) = (lines.next(), lines.next(), lines.next(), lines.next());
         let client = client.and_then(|hex| u64::from_str_radix(hex, 16).ok()).filter(|client| *client != 0);
         match (magic, volume, client) {
-            (Some(MAGIC), Some(volume), Some(client)) => Ok(Some((volume.to_owned(), client))),
+            (Some(MAGIC), Some(volume), Some(client)) => {
+                // Not one that was cut short.
+                let number = number.filter(|hex| hex.len() == 16).and_then(|hex| u64::from_str_radix(hex, 16).ok());
+                Ok(Some(Found { volume: volume.to_owned(), client, volume_id: number.map(VolumeId) }))
+            }
             // Cut short: its writer died before it attached.
             (Some(MAGIC), _, _) => Ok(None),
             _ => {
@@ -141,8 +184,11 @@ impl Claim {
     fn write(&self, volume: &str) -> Result<(), CliError> {
         let failed = |e| CliError::file("write", &self.path, e);
         self.file.set_len(0).map_err(failed)?;
-        let text = format!("{MAGIC}\n{volume}\n{:016x}\n", self.client);
-        (&self.file).write_all(text.as_bytes()).map_err(failed)
+        (&self.file).write_all(self.text(volume).as_bytes()).map_err(failed)
+    }
+
+    fn text(&self, volume: &str) -> String {
+        format!("{MAGIC}\n{volume}\n{:016x}\n", self.client)
     }
 }
 
@@ -171,6 +217,30 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path()).expect("the folder").count(), 0);
         Claim::take(&socket, "vm1").expect("nobody else").not_attached();
         assert_eq!(fs::read_dir(dir.path()).expect("the folder").count(), 0, "nothing is left of a failed first start");
+    }
+
+    #[test]
+    fn a_name_that_means_another_volume_is_not_followed() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let socket = dir.path().join("s");
+        let path = dir.path().join("s.client");
+        fs::write(&path, "ogee-client 1\nvm1\n12").expect("an older daemon's file");
+        let next = Claim::take(&socket, "vm1").expect("nobody else");
+        next.identify("vm1", VolumeId(7)).expect("it did not say which volume");
+        next.identify("vm1", VolumeId(7)).expect("once more");
+        drop(next); // as a kill does
+        assert_eq!(fs::read_to_string(&path).expect("the file"), "ogee-client 1\nvm1\n0000000000000012\n0000000000000007\n");
+        let next = Claim::take(&socket, "vm1").expect("the first one is dead");
+        assert_eq!(next.client(), 0x12);
+        next.identify("vm1", VolumeId(7)).expect("the same volume");
+        let refused = next.identify("vm1", VolumeId(8)).expect_err("another one has the name");
+        assert_eq!(refused.kind(), ErrorKind::Conflict);
+        assert!(refused.chain().contains("(8, was 7)"), "{}", refused.chain());
+        next.not_attached();
+        let other = Claim::take(&socket, "vm2").expect("nobody else");
+        other.identify("vm2", VolumeId(7)).expect("it was renamed");
+        other.given_back();
+        assert!(!path.exists());
     }
 
     #[test]

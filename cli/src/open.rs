@@ -5,11 +5,20 @@ use crate::error::{CliError, ErrorKind};
 use crate::sdk_error::call_failed;
 use ogee_client::{Cluster, IncomingEnd, IncomingVolume, OpenError, OpenMode, Volume};
 use ogee_common::name::{VolumePath, VolumeRef};
-use ogee_proto::MdsErrorKind;
+use ogee_proto::{MdsErrorKind, mds};
 use std::time::Duration;
 
 /// A command waits this long for the IO in flight and the MDS when it gives a volume back.
 const DETACH_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// What the MDS has under the name of a volume now; of a snapshot, its volume.
+///
+/// # Errors
+/// There is none, or the MDS does not answer.
+pub(crate) async fn look_up(cluster: &Cluster, name: &VolumeRef) -> Result<mds::Volume, CliError> {
+    let found = cluster.mds().stat_volume(mds::StatVolumeRequest { path: name.path.to_string() }).await;
+    found.map_err(|e| call_failed(&format!("open {name}"), &e))
+}
 
 /// Attaches a volume or a snapshot.
 ///

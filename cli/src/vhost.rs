@@ -10,7 +10,7 @@ use crate::connect::Context;
 use crate::error::{CliError, ErrorKind};
 use crate::logging;
 use crate::null_device::NullDevice;
-use crate::open::{close_incoming, close_volume, look_up_incoming, open_volume};
+use crate::open::{close_incoming, close_volume, look_up, look_up_incoming, open_volume};
 use crate::output::Output;
 use crate::signals::StopSignals;
 use crate::socket_access::{socket_group, socket_mode};
@@ -18,6 +18,7 @@ use crate::take_over::{self, is_handed_over};
 use crate::volume_metrics;
 use clap::Args;
 use ogee_client::{BlockDevice, DeviceInfo, IncomingEnd, IncomingVolume, OpenMode, Volume};
+use ogee_common::id::VolumeId;
 use ogee_common::limits::{BOOT_PROFILE_RECORD_BYTES, PAGE_BYTES};
 use ogee_common::name::VolumeRef;
 use ogee_common::size::{ByteLen, parse_bytes};
@@ -225,6 +226,8 @@ async fn serve(context: &Context, args: VhostBlkArgs) -> Result<(), CliError> {
     }
     let attach = async {
         let cluster = context.cluster_as(NonZeroU64::new(claim.client()), args.io_timeout())?;
+        let found = look_up(&cluster, name).await?;
+        claim.identify(&name.to_string(), VolumeId(found.id))?;
         let volume = open_volume(&cluster, name, mode).await?;
         Ok::<_, CliError>(args.with_serial(volume))
     };

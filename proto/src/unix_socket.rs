@@ -69,15 +69,10 @@ impl BoundSocket {
     /// See [`SocketError`].
     pub fn bind(path: &Path, mode: Option<u32>) -> Result<(Self, UnixListener), SocketError> {
         let io_error = |verb| move |source| SocketError::Io { verb, path: path.to_owned(), source };
-        let len = path.as_os_str().len();
-        if len > SOCKET_PATH_BYTES_MAX {
-            return Err(SocketError::PathTooLong { path: path.to_owned(), len });
+        check_path(path)?;
+        if has_stale(path)? {
+            fs::remove_file(path).map_err(io_error("remove stale socket"))?;
         }
-        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        if !directory.is_dir() {
-            return Err(SocketError::NoDirectory { path: path.to_owned() });
-        }
-        remove_stale(path)?;
         let listener = UnixListener::bind(path).map_err(|source| match source.kind() {
             io::ErrorKind::AddrInUse => SocketError::InUse { path: path.to_owned() },
             _ => io_error("listen on")(source),
@@ -88,6 +83,16 @@ impl BoundSocket {
             fs::set_permissions(path, Permissions::from_mode(mode)).map_err(io_error("set the mode of"))?;
         }
         Ok((socket, listener))
+    }
+
+    /// Whether [`BoundSocket::bind`] would find fault with the path or with what is there; changes nothing. Whether the folder may be written
+    /// to is not looked at.
+    ///
+    /// # Errors
+    /// See [`SocketError`].
+    pub fn check(path: &Path) -> Result<(), SocketError> {
+        check_path(path)?;
+        has_stale(path).map(drop)
     }
 
     /// The socket of another process at `path`, whose listener was given to this one: from now on it is removed here.
@@ -124,21 +129,27 @@ impl Drop for BoundSocket {
     }
 }
 
-/// Removes a socket that nobody listens on.
-fn remove_stale(path: &Path) -> Result<(), SocketError> {
+fn check_path(path: &Path) -> Result<(), SocketError> {
+    let len = path.as_os_str().len();
+    if len > SOCKET_PATH_BYTES_MAX {
+        return Err(SocketError::PathTooLong { path: path.to_owned(), len });
+    }
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if directory.is_dir() { Ok(()) } else { Err(SocketError::NoDirectory { path: path.to_owned() }) }
+}
+
+/// Whether a socket is there that nobody listens on; anything else that is there is the error.
+fn has_stale(path: &Path) -> Result<bool, SocketError> {
     let metadata = match fs::symlink_metadata(path) {
         Ok(metadata) => metadata,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(source) => return Err(SocketError::Io { verb: "look at", path: path.to_owned(), source }),
     };
     if !metadata.file_type().is_socket() {
         return Err(SocketError::NotASocket { path: path.to_owned() });
     }
     match UnixStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            let failed = |source| SocketError::Io { verb: "remove stale socket", path: path.to_owned(), source };
-            fs::remove_file(path).map_err(failed)
-        }
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(true),
         Ok(_) => Err(SocketError::InUse { path: path.to_owned() }),
         Err(source) => Err(SocketError::Io { verb: "probe", path: path.to_owned(), source }),
     }
@@ -153,10 +164,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
         drop(UnixListener::bind(&path).unwrap());
-        assert!(path.exists(), "a closed listener leaves its socket");
+        BoundSocket::check(&path).unwrap();
+        assert!(path.exists(), "a closed listener leaves its socket, and a look changes nothing");
         let (socket, _listener) = BoundSocket::bind(&path, Some(0o600)).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert!(matches!(BoundSocket::bind(&path, None), Err(SocketError::InUse { .. })));
+        assert!(matches!(BoundSocket::check(&path), Err(SocketError::InUse { .. })));
         drop(socket);
         assert!(!path.exists());
     }

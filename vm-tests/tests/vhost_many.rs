@@ -453,6 +453,23 @@ fn daemon_under_load(
     Ok(daemon)
 }
 
+/// The status of a read by a front end of its own.
+fn read_status(socket: &Path) -> u8 {
+    let guest = Guest::new();
+    let mut front = driver::connect(socket, &guest, VERSION_1);
+    let mut ring = Ring::start(&mut front, &guest, 0, VERSION_1);
+    let data = ring.data();
+    ring.call(IN, 0, &[(data, 4096, WRITE)], false).0
+}
+
+/// A daemon with one volume, which it takes from whoever has it.
+fn thief(cluster: &Cluster, name: &str, volume: &str) -> Result<VhostBackend> {
+    let socket = cluster.folder().join("thief.sock");
+    VhostBackend::start(name, &binary()?, &socket, Readiness::Says, |command| {
+        command.env("OGEE_MDS", cluster.mds().join(",")).args(["vhost-blk", volume, "--steal", "--socket"]).arg(&socket);
+    })
+}
+
 /// A volume that another client takes, and a socket that somebody removes: the others do not notice, and what can come back does.
 #[test]
 fn what_goes_wrong_with_one_volume_stays_there() -> Result<()> {
@@ -465,41 +482,75 @@ fn what_goes_wrong_with_one_volume_stays_there() -> Result<()> {
     for name in ["stolen", "unlinked", "well"] {
         many.json(&["attach", name, "--queues", "1"])?;
     }
-    let reads = |name: &str| -> Result<u8> {
-        let guest = Guest::new();
-        let mut front = driver::connect(&many.socket(name), &guest, VERSION_1);
-        let mut ring = Ring::start(&mut front, &guest, 0, VERSION_1);
-        let data = ring.data();
-        Ok(ring.call(IN, 0, &[(data, 4096, WRITE)], false).0)
-    };
-    ensure!(reads("stolen")? == 0 && reads("well")? == 0, "all is well");
-    let thief = VhostBackend::start("vhost-many-thief", &binary()?, &cluster.folder().join("thief.sock"), Readiness::Says, |command| {
-        command.env("OGEE_MDS", cluster.mds().join(",")).args(["vhost-blk", "stolen", "--steal", "--socket"]);
-        command.arg(cluster.folder().join("thief.sock"));
-    })?;
+    let reads = |many: &Many<'_>, name: &str| read_status(&many.socket(name));
+    ensure!(reads(&many, "stolen") == 0 && reads(&many, "well") == 0, "all is well");
+    let first = thief(&cluster, "vhost-many-thief", "stolen")?;
     many.wait_listed("stolen", "state", &json!("fenced"))?;
-    ensure!(reads("stolen")? == 1 && reads("well")? == 0, "only the one that was taken fails");
+    ensure!(reads(&many, "stolen") == 1 && reads(&many, "well") == 0, "only the one that was taken fails");
     std::fs::remove_file(many.socket("unlinked"))?;
-    ensure!(reads("well")? == 0, "a removed socket is that volume's affair");
+    ensure!(reads(&many, "well") == 0, "a removed socket is that volume's affair");
     many.json(&["detach", "unlinked"])?;
     many.json(&["attach", "unlinked", "--queues", "1"])?;
-    ensure!(reads("unlinked")? == 0, "attached again it has a socket");
+    ensure!(reads(&many, "unlinked") == 0, "attached again it has a socket");
 
     daemon.kill();
     let daemon = many.start()?;
     many.wait_listed("well", "state", &json!("serving"))?;
-    let waiting = many.listed("stolen")?;
-    ensure!(waiting["state"] == "waiting" && waiting["reason"].as_str().is_some_and(|why| why.contains("attached")), "{waiting}");
-    let reads_well = {
-        let guest = Guest::new();
-        let mut front = driver::connect(&many.socket("well"), &guest, VERSION_1);
-        let mut ring = Ring::start(&mut front, &guest, 0, VERSION_1);
-        let data = ring.data();
-        ring.call(IN, 0, &[(data, 4096, WRITE)], false).0
-    };
-    ensure!(reads_well == 0, "the others are served meanwhile");
-    thief.stop()?;
-    many.wait_listed("stolen", "state", &json!("serving"))?;
+    waits_because(&many, "stolen", "another client")?;
+    ensure!(reads(&many, "well") == 0, "the others are served meanwhile");
+
+    // Nobody has it any more; but its guest here must not go on with what another one wrote.
+    first.stop()?;
+    daemon.kill();
+    let daemon = many.start()?;
+    waits_because(&many, "stolen", "another client")?;
+    ensure!(cluster.json(&["volume", "info", "stolen", "--json"])?["attached"] == false, "it was not touched");
+    many.json(&["detach", "stolen"])?;
+    many.json(&["attach", "stolen", "--queues", "1"])?;
+    ensure!(reads(&many, "stolen") == 0, "it was asked for");
+
+    // Nobody loses a volume to a socket that cannot be made.
+    let second = thief(&cluster, "vhost-many-thief-2", "stolen")?;
+    many.wait_listed("stolen", "connected", &json!(false))?;
+    many.json(&["detach", "stolen"])?;
+    let nowhere = cluster.folder().join("nowhere/s");
+    let (code, said) = many.refused(&["attach", "stolen", "--steal", "--socket", nowhere.to_str().context("a plain path")?])?;
+    ensure!(code == 3 && said.contains("directory"), "{code}: {said}");
+    ensure!(read_status(&cluster.folder().join("thief.sock")) == 0, "it has it still");
+    second.stop()?;
+    daemon.stop()?;
+    cluster.shut_down()
+}
+
+fn waits_because(many: &Many<'_>, volume: &str, why: &str) -> Result<()> {
+    let waiting = many.listed(volume)?;
+    let says_why = waiting["reason"].as_str().is_some_and(|reason| reason.contains(why));
+    ensure!(waiting["state"] == "waiting" && says_why, "{why}: {waiting}");
+    Ok(())
+}
+
+/// A volume is renamed under its guest, and another one gets its name.
+#[test]
+fn a_volume_is_known_by_more_than_its_name() -> Result<()> {
+    let cluster = Cluster::start("vhost-many-names", 3, 1)?;
+    let mut many = Many::new(&cluster, "vhost-many-names-daemon");
+    cluster.ok(&["volume", "create", "vm1", "--size", "64M"])?;
+    let daemon = many.start()?;
+    many.json(&["attach", "vm1", "--queues", "1"])?;
+    cluster.ok(&["volume", "rename", "vm1", "old"])?;
+    let (code, said) = many.refused(&["attach", "old"])?;
+    ensure!(code == 4 && said.contains("vm1.sock"), "{code}: {said}");
+    ensure!(read_status(&many.socket("vm1")) == 0, "its guest goes on");
+
+    daemon.kill();
+    cluster.ok(&["volume", "create", "vm1", "--size", "64M"])?;
+    let daemon = many.start()?;
+    waits_because(&many, "vm1", "another volume now")?;
+    many.json(&["detach", "vm1"])?;
+    for name in ["old", "vm1"] {
+        many.json(&["attach", name, "--queues", "1"])?;
+        ensure!(read_status(&many.socket(name)) == 0, "{name} was asked for");
+    }
     daemon.stop()?;
     cluster.shut_down()
 }

@@ -12,31 +12,36 @@
 //! ```
 //!
 //! Serving turns to Waiting when the server ends by itself (a system call failed, it panicked). Invariants: nothing that happens here
-//! touches another volume: the task shares with others the connection to the cluster, and nothing else; the volume is never
-//! stolen but at the first attempt of a client that asked for it; whoever waits for the end is told, also if the task panics.
+//! touches another volume: the task shares with others the connection to the cluster and the state file, and nothing else; the volume is never
+//! stolen but at the first attempt of a client that asked for it, and attached again only as `known.rs` has it; whoever waits for the end is told, also if
+//! the task panics.
 
 use super::daemon::Site;
+use super::known::{Found, Known, mode, taken};
 use super::protocol::{Figures, KindFigures, Listed, Phase, Refusal};
-use super::running::Running;
+use super::running::{Running, check_place, give_back};
 use super::spec::Spec;
-use crate::error::ErrorKind;
-use ogee_client::{BlockDevice, OpStats, Volume, VolumeStats};
+use super::state::Kept;
+use crate::error::{CliError, ErrorKind};
+use crate::open::{look_up, open_volume};
+use ogee_client::{BlockDevice, OpStats, OpenMode, Volume, VolumeStats};
 use ogee_common::clock;
+use ogee_common::id::VolumeId;
 use ogee_common::limits::VHOST_REATTACH_PAUSE;
 use ogee_common::name::VolumeRef;
 use ogee_vhost_blk::VhostBlkStats;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{oneshot, watch};
 
-/// What the first attempt is made for.
+/// What an attempt is made for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Begin {
-    /// A client waits for it; if it fails, that is the end.
+    /// A client waits for it, the first time; if it fails, that is the end.
     Asked {
         /// Whether to take the volume from who has it.
         steal: bool,
     },
-    /// The state file has it; if it fails, it is tried again and again.
+    /// The state file has it, or it was served before; if it fails, it is tried again and again.
     Kept,
 }
 
@@ -63,6 +68,7 @@ enum View {
 pub(super) struct Attachment {
     spec: Spec,
     name: VolumeRef,
+    known: Mutex<Option<Known>>,
     view: Mutex<View>,
     end: watch::Sender<bool>,
     ended: watch::Sender<Option<Ended>>,
@@ -83,15 +89,35 @@ impl Drop for TellEnd<'_> {
 }
 
 impl Attachment {
-    /// One that nobody keeps yet. `name` is the parsed name of `spec`.
-    pub(super) fn new(spec: Spec, name: VolumeRef) -> Self {
-        let view = Mutex::new(View::Starting);
-        Self { spec, name, view, end: watch::Sender::new(false), ended: watch::Sender::new(None) }
+    /// One that nobody keeps yet. `name` is the parsed name of its spec.
+    pub(super) fn new(Kept { spec, attach }: Kept, name: VolumeRef) -> Self {
+        let (known, view) = (Mutex::new(attach), Mutex::new(View::Starting));
+        Self { spec, name, known, view, end: watch::Sender::new(false), ended: watch::Sender::new(None) }
     }
 
     /// As what it is attached.
     pub(super) fn spec(&self) -> &Spec {
         &self.spec
+    }
+
+    /// What the state file has to have of it.
+    pub(super) fn kept(&self) -> Kept {
+        Kept { spec: self.spec.clone(), attach: self.known() }
+    }
+
+    /// What is known of it beyond its name.
+    pub(super) fn known(&self) -> Option<Known> {
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on so much is known of it.
+    pub(super) fn learn(&self, known: Known) {
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Some(known);
+    }
+
+    /// Whether it writes this volume, as far as is known.
+    pub(super) fn writes(&self, volume_id: VolumeId) -> bool {
+        !self.spec.read_only && self.known().is_some_and(|known| known.volume_id == volume_id)
     }
 
     /// Asks it to end; returns at once.
@@ -120,8 +146,7 @@ impl Attachment {
     }
 
     async fn live(&self, site: &Site, begin: Begin, first: oneshot::Sender<Result<(), Refusal>>) -> Ended {
-        let (mut end, mut first) = (self.end.subscribe(), Some(first));
-        let mut steal = begin == Begin::Asked { steal: true };
+        let (mut end, mut first, mut attempt) = (self.end.subscribe(), Some(first), begin);
         loop {
             let permit = tokio::select! {
                 biased;
@@ -129,7 +154,7 @@ impl Attachment {
                 permit = site.attaches.acquire() => permit,
             };
             // Not given up half-way: what the MDS grants has to be given back.
-            let started = Running::start(site, &self.spec, &self.name, std::mem::take(&mut steal)).await;
+            let started = self.start(site, std::mem::replace(&mut attempt, Begin::Kept)).await;
             drop(permit);
             let refusal = match started {
                 Ok(running) => {
@@ -157,6 +182,43 @@ impl Attachment {
                 () = tokio::time::sleep(VHOST_REATTACH_PAUSE) => {}
             }
         }
+    }
+
+    /// Attaches the volume and begins to serve it.
+    async fn start(&self, site: &Site, begin: Begin) -> Result<Running, CliError> {
+        check_place(&self.spec.socket).await?;
+        let volume = self.open(site, begin).await?;
+        self.learn(Known::from(volume.attach_info()));
+        // Of one that was asked for it is written before that is answered.
+        if begin == Begin::Kept
+            && let Err(error) = site.book.save().await
+        {
+            // It is served all the same; the next daemon has it if it is the same client to the MDS.
+            tracing::warn!(target: "controlpath", volume = %self.name, error = error.message, "the attach is not in the state file");
+        }
+        Running::start(site, &self.spec, &self.name, volume).await
+    }
+
+    /// Opens the volume, if it may be opened.
+    async fn open(&self, site: &Site, begin: Begin) -> Result<Volume, CliError> {
+        let found = Found::from(&look_up(&site.cluster, &self.name).await?);
+        if self.known().is_none() {
+            site.book.table().identify(self, found.volume_id)?;
+        }
+        let mode = match (mode(&self.spec, self.known(), found)?, begin) {
+            (OpenMode::ReadWrite { .. }, Begin::Asked { steal }) => OpenMode::ReadWrite { steal },
+            (mode, _) => mode,
+        };
+        let volume = match open_volume(&site.cluster, &self.name, mode).await {
+            Err(error) if mode == OpenMode::Resume && error.kind() == ErrorKind::Conflict => return Err(taken(&self.spec).into()),
+            opened => opened?,
+        };
+        if volume.attach_info().volume != found.volume_id {
+            give_back(&volume).await;
+            let text = format!("{} was renamed while it was attached", self.name);
+            return Err(CliError::new(ErrorKind::Conflict, text));
+        }
+        Ok(volume)
     }
 
     /// Serves until told to end, or until the server ends by itself, which is the error.

@@ -1,17 +1,19 @@
 //! What the daemon does when it is asked: attach, detach, tell; and its start and end with all volumes.
 //!
 //! Called by the control socket and by `serve.rs`. Invariants: an attach or detach is answered after the state file has it, so that
-//! what a client was told survives a kill; writes of that file are one after another, each with the table as it is then, so
-//! that the last one is the truth; no lock is held while anything is waited for.
+//! what a client was told survives a kill; no lock is held while anything is waited for.
 
 use super::attachment::{Attachment, Begin, Ended};
+use super::book::Book;
+use super::known::Known;
 use super::protocol::{Attach, Detach, Figures, Listed, Refusal, Reply, Request};
-use super::spec::Spec;
-use super::state::StateFile;
+use super::state::Kept;
 use super::table::Table;
 use crate::error::{CliError, ErrorKind};
+use crate::open::look_up;
 use ogee_client::Cluster;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use ogee_common::id::VolumeId;
+use std::sync::{Arc, MutexGuard};
 use tokio::sync::{Semaphore, oneshot};
 
 /// What all volumes of the daemon have in common.
@@ -24,12 +26,8 @@ pub(super) struct Site {
     pub(super) socket_group: Option<u32>,
     /// One for each attach that may be under way.
     pub(super) attaches: Semaphore,
-}
-
-/// The state file, and the turn to write it.
-struct Kept {
-    file: StateFile,
-    turn: Mutex<()>,
+    /// What is attached, and where that is kept.
+    pub(super) book: Book,
 }
 
 /// Where the outcome of a first attempt is told.
@@ -38,15 +36,12 @@ pub(super) type FirstAttempt = oneshot::Receiver<Result<(), Refusal>>;
 /// The daemon.
 pub(super) struct Daemon {
     site: Arc<Site>,
-    table: Arc<Mutex<Table>>,
-    kept: Option<Arc<Kept>>,
 }
 
 impl Daemon {
     /// One without volumes.
-    pub(super) fn new(site: Site, state: Option<StateFile>) -> Self {
-        let kept = state.map(|file| Arc::new(Kept { file, turn: Mutex::new(()) }));
-        Self { site: Arc::new(site), table: Arc::default(), kept }
+    pub(super) fn new(site: Site) -> Self {
+        Self { site: Arc::new(site) }
     }
 
     /// Carries out a request.
@@ -62,24 +57,29 @@ impl Daemon {
 
     /// Begins to attach what the state file had; to be called before anybody can ask. What fails is tried again until it is
     /// detached. Gives where each first attempt is told.
-    pub(super) fn resume(&self, specs: Vec<Spec>) -> Vec<FirstAttempt> {
-        let mut begun = vec![];
-        for spec in specs {
-            match self.begin(spec, Begin::Kept) {
-                Ok((attachment, first)) => {
+    pub(super) fn resume(&self, volumes: Vec<Kept>) -> Vec<FirstAttempt> {
+        let mut added = vec![];
+        for kept in volumes {
+            match self.add(kept) {
+                Ok(attachment) => {
                     self.table().keep(&attachment, true);
-                    begun.push(first);
+                    added.push(attachment);
                 }
                 // Its numbers and conflicts were checked when the file was read.
                 Err(refusal) => tracing::error!(target: "controlpath", reason = refusal.message, "volume of the state file left out"),
             }
         }
-        begun
+        // Not before all are in the table: the first that is attached writes the state file.
+        added.iter().map(|attachment| self.begin(attachment, Begin::Kept)).collect()
     }
 
     async fn attach(&self, Attach { spec, steal }: Attach) -> Result<(), Refusal> {
-        let (attachment, first) = self.begin(spec, Begin::Asked { steal })?;
-        let started = first.await;
+        let name = spec.check()?;
+        // It may be attached here under another name: whoever attached it once more would take it from that guest.
+        let found = look_up(&self.site.cluster, &name).await.map_err(Refusal::from)?;
+        let known = Known::unattached(VolumeId(found.id));
+        let attachment = self.add(Kept { spec, attach: Some(known) })?;
+        let started = self.begin(&attachment, Begin::Asked { steal }).await;
         let ending = |_| Refusal::new(ErrorKind::Unavailable, "the daemon is ending");
         if let Err(refusal) = started.map_err(ending).and_then(|outcome| outcome) {
             // Not before what was opened on the way is given back.
@@ -100,16 +100,21 @@ impl Daemon {
         Err(error)
     }
 
-    /// Adds a volume and starts its keeper; gives where its first attempt is told.
-    fn begin(&self, mut spec: Spec, begin: Begin) -> Result<(Arc<Attachment>, FirstAttempt), Refusal> {
-        let name = spec.check()?;
-        spec.volume = name.to_string();
-        let attachment = Arc::new(Attachment::new(spec, name));
+    /// Adds a volume, which has no keeper yet.
+    fn add(&self, mut kept: Kept) -> Result<Arc<Attachment>, Refusal> {
+        let name = kept.spec.check()?;
+        kept.spec.volume = name.to_string();
+        let attachment = Arc::new(Attachment::new(kept, name));
         self.table().add(&attachment)?;
+        Ok(attachment)
+    }
+
+    /// Starts the keeper of a volume that was added; gives where its first attempt is told.
+    fn begin(&self, attachment: &Arc<Attachment>, begin: Begin) -> FirstAttempt {
         let (first, told) = oneshot::channel();
         // Joined by wait_ended, which is told of a panic too.
-        drop(tokio::spawn(Arc::clone(&attachment).keep(Arc::clone(&self.site), begin, first)));
-        Ok((attachment, told))
+        drop(tokio::spawn(Arc::clone(attachment).keep(Arc::clone(&self.site), begin, first)));
+        told
     }
 
     async fn detach(&self, Detach { of, force }: Detach) -> Result<(), Refusal> {
@@ -173,24 +178,10 @@ impl Daemon {
 
     /// Writes the table to the state file, if there is one.
     async fn save(&self) -> Result<(), Refusal> {
-        let Some(kept) = self.kept.clone() else { return Ok(()) };
-        let table = Arc::clone(&self.table);
-        let write = move || {
-            let _turn = lock(&kept.turn);
-            let specs = lock(&table).kept();
-            kept.file.save(specs)
-        };
-        match tokio::task::spawn_blocking(write).await {
-            Ok(written) => written.map_err(Refusal::from),
-            Err(_) => Err(Refusal::new(ErrorKind::Failure, "the state was not written; see the daemon's log")),
-        }
+        self.site.book.save().await
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
-        lock(&self.table)
+        self.site.book.table()
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

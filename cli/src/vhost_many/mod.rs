@@ -6,8 +6,9 @@
 //! | `daemon.rs` | what it does when it is asked |
 //! | `table.rs` | what is attached, by socket |
 //! | `attachment.rs`, `running.rs` | the life of one volume (drawing); its open volume and its server's thread |
+//! | `known.rs` | whether a name still means the volume that was served, and nobody else had it since |
 //! | `control.rs`, `protocol.rs`, `spec.rs` | the control socket; its language; how a volume is asked for |
-//! | `state.rs` | the state file |
+//! | `state.rs`, `book.rs` | the state file; the table with the file that follows it |
 //! | `figures.rs` | `/metrics` |
 //! | `client.rs` | the commands that ask a daemon |
 //!
@@ -17,10 +18,12 @@
 //! is done again after a kill. Deliberately absent: `--incoming` (live migration has a daemon for each guest) and null devices.
 
 mod attachment;
+mod book;
 mod client;
 mod control;
 mod daemon;
 mod figures;
+mod known;
 mod protocol;
 mod running;
 mod serve;

@@ -1,20 +1,43 @@
 //! An open volume and the thread that serves it.
 //!
 //! Made and ended by the volume's keeper (`attachment.rs`). Invariants: the volume is attached before its socket exists, and given back
-//! after the server has let it go (ADR 0011 needs the first, the second keeps a late IO from being refused); whatever was
-//! opened is given back when a later step fails.
+//! after the server has let it go (ADR 0011 needs the first, the second keeps a late IO from being refused); an open volume that
+//! cannot be served is given back.
 
 use super::daemon::Site;
 use super::spec::Spec;
 use crate::error::{CliError, ErrorKind};
-use crate::open::{close_volume, open_volume};
+use crate::open::close_volume;
 use crate::vhost::serve_failed;
-use ogee_client::{OpenMode, Volume};
+use ogee_client::Volume;
 use ogee_common::name::VolumeRef;
+use ogee_proto::unix_socket::BoundSocket;
 use ogee_vhost_blk::{ServeError, StopHandle, VhostBlkConfig, VhostBlkServer, VhostBlkStats};
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use tokio::sync::oneshot;
+
+/// Whether a socket could be made at a path, as far as can be seen: to be asked before a volume is taken from anybody for it.
+///
+/// # Errors
+/// There is no such folder ([`ErrorKind::NotFound`]), something that is not a socket is there ([`ErrorKind::Usage`]), or somebody listens
+/// there ([`ErrorKind::Conflict`]).
+pub(super) async fn check_place(socket: &Path) -> Result<(), CliError> {
+    let path = socket.to_owned();
+    // A stranger's socket at the path may let a connection wait.
+    let checked = tokio::task::spawn_blocking(move || BoundSocket::check(&path)).await;
+    let checked = checked.map_err(|e| CliError::caused(ErrorKind::Failure, "look at the socket's path", e))?;
+    checked.map_err(|e| serve_failed(ServeError::Socket(e)))
+}
+
+/// Gives a volume back that is not served after all.
+pub(super) async fn give_back(volume: &Volume) {
+    if let Err(error) = close_volume(volume).await {
+        let name = &volume.attach_info().name;
+        tracing::warn!(target: "controlpath", volume = %name, error = error.chain(), "volume not given back");
+    }
+}
 
 /// A volume that is served.
 pub(super) struct Running {
@@ -27,22 +50,18 @@ pub(super) struct Running {
 }
 
 impl Running {
-    /// Attaches a volume and serves it.
+    /// Serves an open volume.
     ///
     /// # Errors
-    /// The volume cannot be opened or the socket not served; nothing is left of it then.
-    pub(super) async fn start(site: &Site, spec: &Spec, name: &VolumeRef, steal: bool) -> Result<Self, CliError> {
-        let mode = if spec.read_only { OpenMode::ReadOnly } else { OpenMode::ReadWrite { steal } };
-        let volume = open_volume(&site.cluster, name, mode).await?;
+    /// The socket cannot be served; the volume is given back then.
+    pub(super) async fn start(site: &Site, spec: &Spec, name: &VolumeRef, volume: Volume) -> Result<Self, CliError> {
         let volume = match &spec.serial {
             Some(serial) => volume.with_serial(serial),
             None => volume,
         };
         let served = Self::serve(site, spec, name, volume.clone()).await;
-        if served.is_err()
-            && let Err(error) = close_volume(&volume).await
-        {
-            tracing::warn!(target: "controlpath", volume = %name, error = error.chain(), "volume not given back");
+        if served.is_err() {
+            give_back(&volume).await;
         }
         served
     }

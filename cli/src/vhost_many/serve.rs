@@ -6,12 +6,12 @@
 //! that follows a killed one on the control socket attaches as the same client, so the MDS lets it have each volume at once.
 
 use super::ServeArgs;
+use super::book::Book;
 use super::control::Control;
 use super::daemon::{Daemon, Site};
 use super::figures::DaemonFigures;
 use super::protocol::Listed;
-use super::spec::Spec;
-use super::state::StateFile;
+use super::state::{Kept, StateFile};
 use crate::claim::Claim;
 use crate::connect::Context;
 use crate::daemon::allow_many_files;
@@ -78,9 +78,9 @@ pub(super) async fn run(context: &Context, args: &ServeArgs) -> Result<(), CliEr
             return Err(error);
         }
     };
-    let Prepared { daemon, control, metrics, specs } = prepared;
+    let Prepared { daemon, control, metrics, volumes } = prepared;
     logging::start_for_daemon();
-    let begun = daemon.resume(specs);
+    let begun = daemon.resume(volumes);
     let accepting = tokio::spawn(control.serve(Arc::clone(&daemon)));
     let tried = async {
         for first in begun {
@@ -117,7 +117,7 @@ struct Prepared {
     daemon: Arc<Daemon>,
     control: Control,
     metrics: Option<MetricsServer>,
-    specs: Vec<Spec>,
+    volumes: Vec<Kept>,
 }
 
 fn prepare(context: &Context, args: &ServeArgs, client: u64) -> Result<Prepared, CliError> {
@@ -126,8 +126,8 @@ fn prepare(context: &Context, args: &ServeArgs, client: u64) -> Result<Prepared,
     let control = Control::bind(&args.control, args.control_group);
     umask(before);
     let control = control?;
-    let (state, specs) = match &args.state {
-        Some(path) => StateFile::open(path).map(|(file, specs)| (Some(file), specs))?,
+    let (state, volumes) = match &args.state {
+        Some(path) => StateFile::open(path).map(|(file, volumes)| (Some(file), volumes))?,
         None => (None, vec![]),
     };
     let cluster = context.cluster_as(NonZeroU64::new(client), args.io_timeout.map(Duration::from_secs))?;
@@ -136,11 +136,12 @@ fn prepare(context: &Context, args: &ServeArgs, client: u64) -> Result<Prepared,
         socket_mode: args.socket_mode,
         socket_group: args.socket_group,
         attaches: Semaphore::new(VHOST_ATTACHES_PARALLEL),
+        book: Book::new(state),
     };
-    let daemon = Arc::new(Daemon::new(site, state));
+    let daemon = Arc::new(Daemon::new(site));
     let serve_metrics = |addr| serve_figures(addr, Arc::new(DaemonFigures(Arc::clone(&daemon))));
     let metrics = args.metrics.map(serve_metrics).transpose()?;
-    Ok(Prepared { daemon, control, metrics, specs })
+    Ok(Prepared { daemon, control, metrics, volumes })
 }
 
 fn say_ready(context: &Context, args: &ServeArgs, daemon: &Daemon, metrics: Option<&MetricsServer>) -> Result<(), CliError> {

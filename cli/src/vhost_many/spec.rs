@@ -1,7 +1,7 @@
 //! What one volume of the daemon is attached as: what `attach` asks for, the state file keeps and `ls` shows. Pure.
 //!
 //! Invariants: a [`Spec`] that passed [`Spec::check`] has a name that parses, an absolute socket path that fits into an address, and
-//! numbers that the server takes. That nobody else has the socket or the volume is not known here. Absent: `steal`, which is
+//! numbers that the server takes. That nobody else has the socket or the volume is not known here, nor which volume the name means. Absent: `steal`, which is
 //! said once and never kept: a daemon that starts again must not take a volume from who took it meanwhile.
 
 use super::protocol::Refusal;
@@ -74,12 +74,12 @@ impl Spec {
         Ok(name)
     }
 
-    /// Whether both cannot be there at once: one socket, or two that write one volume.
+    /// Whether both cannot be there at once: one socket, or two that write the volume of one name. The same volume may have had another name.
     #[must_use]
     pub(crate) fn conflicts_with(&self, other: &Self) -> bool {
         // A leading slash names the same volume.
-        let path = |spec: &Self| spec.volume.trim_start_matches('/').to_owned();
-        self.socket == other.socket || (!self.read_only && !other.read_only && path(self) == path(other))
+        let is_same_name = || self.volume.trim_start_matches('/') == other.volume.trim_start_matches('/');
+        self.socket == other.socket || (!self.read_only && !other.read_only && is_same_name())
     }
 }
 

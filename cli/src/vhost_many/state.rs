@@ -1,14 +1,16 @@
 //! The state file: what is attached, so that a daemon that starts again serves the same sockets.
 //!
 //! ```text
-//! STATE        {"format": "ogee-vhost-blk-state", "version": 1, "volumes": [ a spec each ]}     mode 0600, by socket
+//! STATE        {"format": "ogee-vhost-blk-state", "version": 1, "volumes": [ a spec each, and its "attach" ]}     mode 0600, by socket
 //! STATE.lock   locked by the daemon that uses it          STATE.new   the next one in the making; means nothing
 //! ```
 //!
 //! Invariants: the file under the name is whole: the next one is written beside it, made durable, given the name, and the name made
 //! durable before anybody is told; a file that makes no sense is never written over, and no daemon starts on it. It names no
-//! client and no attach: who may write is the MDS's to say, at each start anew. Without `--state` nothing is kept.
+//! client: who may write is the MDS's to say, at each start anew. Of each volume it has the number and the epoch of the last attach (`known.rs`), so that
+//! a guest does not go on with another volume, or with one that another client had; older files have neither. Without `--state` nothing is kept.
 
+use super::known::Known;
 use super::spec::Spec;
 use crate::error::{CliError, ErrorKind};
 use ogee_common::limits::{VHOST_STATE_BYTES_MAX, VHOST_VOLUMES_MAX};
@@ -26,7 +28,27 @@ const VERSION: u32 = 1;
 struct Contents {
     format: String,
     version: u32,
-    volumes: Vec<Spec>,
+    volumes: Vec<Kept>,
+}
+
+/// What is kept of a volume.
+// serde does not promise that unknown fields are denied beside a flattened struct; a test holds it to that.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Kept {
+    /// As what it is attached.
+    #[serde(flatten)]
+    pub spec: Spec,
+    /// What is known of it beyond its name; nothing in files of older daemons.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attach: Option<Known>,
+}
+
+impl Kept {
+    fn conflicts_with(&self, other: &Self) -> bool {
+        let writes = |kept: &Self| kept.attach.filter(|_| !kept.spec.read_only).map(|known| known.volume_id);
+        self.spec.conflicts_with(&other.spec) || (writes(self).is_some() && writes(self) == writes(other))
+    }
 }
 
 /// A state file that this process alone uses.
@@ -42,7 +64,7 @@ impl StateFile {
     ///
     /// # Errors
     /// Another daemon uses it ([`ErrorKind::Conflict`]), it makes no sense ([`ErrorKind::Failure`]), or the file system refuses.
-    pub(crate) fn open(path: &Path) -> Result<(Self, Vec<Spec>), CliError> {
+    pub(crate) fn open(path: &Path) -> Result<(Self, Vec<Kept>), CliError> {
         let lock_path = beside(path, ".lock");
         let lock = File::options().create(true).append(true).mode(0o600).open(&lock_path);
         let lock = lock.map_err(|e| CliError::file("open", &lock_path, e))?;
@@ -53,19 +75,19 @@ impl StateFile {
             }
             Err(TryLockError::Error(e)) => return Err(CliError::file("lock", &lock_path, e)),
         }
-        let specs = match File::open(path) {
+        let volumes = match File::open(path) {
             Ok(file) => read(file, path)?,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => vec![],
             Err(e) => return Err(CliError::file("open", path, e)),
         };
-        Ok((Self { path: path.to_owned(), _lock: lock }, specs))
+        Ok((Self { path: path.to_owned(), _lock: lock }, volumes))
     }
 
     /// Replaces what is in it; durable when this returns. Blocks.
     ///
     /// # Errors
     /// What the file system says; the old content may or may not be there still.
-    pub(crate) fn save(&self, volumes: Vec<Spec>) -> Result<(), CliError> {
+    pub(crate) fn save(&self, volumes: Vec<Kept>) -> Result<(), CliError> {
         let text = text_of(volumes)?;
         let new = beside(&self.path, ".new");
         let mut options = File::options();
@@ -88,13 +110,13 @@ fn beside(path: &Path, ending: &str) -> PathBuf {
     name.into()
 }
 
-fn text_of(volumes: Vec<Spec>) -> Result<String, CliError> {
+fn text_of(volumes: Vec<Kept>) -> Result<String, CliError> {
     let contents = Contents { format: FORMAT.to_owned(), version: VERSION, volumes };
     let text = serde_json::to_string_pretty(&contents);
     text.map(|text| text + "\n").map_err(|e| CliError::caused(ErrorKind::Failure, "write the state as JSON", e))
 }
 
-fn read(file: File, path: &Path) -> Result<Vec<Spec>, CliError> {
+fn read(file: File, path: &Path) -> Result<Vec<Kept>, CliError> {
     let mut text = vec![];
     let limit = u64::try_from(VHOST_STATE_BYTES_MAX).unwrap_or(u64::MAX);
     file.take(limit + 1).read_to_end(&mut text).map_err(|e| CliError::file("read", path, e))?;
@@ -105,7 +127,7 @@ fn read(file: File, path: &Path) -> Result<Vec<Spec>, CliError> {
 }
 
 /// What is in a state file, or the first thing wrong with it. Pure.
-fn parse(text: &[u8]) -> Result<Vec<Spec>, String> {
+fn parse(text: &[u8]) -> Result<Vec<Kept>, String> {
     if text.len() > VHOST_STATE_BYTES_MAX {
         return Err(format!("longer than {VHOST_STATE_BYTES_MAX} bytes"));
     }
@@ -113,24 +135,25 @@ fn parse(text: &[u8]) -> Result<Vec<Spec>, String> {
     if contents.format != FORMAT || contents.version != VERSION {
         return Err(format!("format {:?} version {}, not {FORMAT} version {VERSION}", contents.format, contents.version));
     }
-    let specs = contents.volumes;
-    if specs.len() > VHOST_VOLUMES_MAX {
-        return Err(format!("{} volumes, at most {VHOST_VOLUMES_MAX} can be attached", specs.len()));
+    let volumes = contents.volumes;
+    if volumes.len() > VHOST_VOLUMES_MAX {
+        return Err(format!("{} volumes, at most {VHOST_VOLUMES_MAX} can be attached", volumes.len()));
     }
-    for (i, spec) in specs.iter().enumerate() {
-        spec.check().map_err(|refusal| refusal.message)?;
-        if let Some(other) = specs[..i].iter().find(|other| other.conflicts_with(spec)) {
-            let (a, b) = (other.socket.display(), spec.socket.display());
-            return Err(format!("{} on {a} and {} on {b} cannot be attached both", other.volume, spec.volume));
+    for (i, kept) in volumes.iter().enumerate() {
+        kept.spec.check().map_err(|refusal| refusal.message)?;
+        if let Some(other) = volumes[..i].iter().find(|other| other.conflicts_with(kept)) {
+            let (a, b) = (other.spec.socket.display(), kept.spec.socket.display());
+            return Err(format!("{} on {a} and {} on {b} cannot be attached both", other.spec.volume, kept.spec.volume));
         }
     }
-    Ok(specs)
+    Ok(volumes)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::vhost_many::spec::tests::spec;
+    use ogee_common::id::{AttachEpoch, VolumeId};
     use std::os::unix::fs::PermissionsExt;
 
     const GOLDEN: &str = r#"{
@@ -141,7 +164,11 @@ mod tests {
       "volume": "team/a",
       "socket": "/run/ogee/a.sock",
       "read_only": false,
-      "queues": 2
+      "queues": 2,
+      "attach": {
+        "volume_id": 7,
+        "epoch": 3
+      }
     },
     {
       "volume": "golden@v1",
@@ -155,18 +182,36 @@ mod tests {
   ]
 }
 "#;
+    /// As daemons wrote it that knew volumes by their names alone.
+    const OLD: &str = r#"{
+  "format": "ogee-vhost-blk-state",
+  "version": 1,
+  "volumes": [
+    {
+      "volume": "team/a",
+      "socket": "/run/ogee/a.sock",
+      "read_only": false,
+      "queues": 2
+    }
+  ]
+}
+"#;
 
-    fn both() -> Vec<Spec> {
+    fn both() -> Vec<Kept> {
         let (mode, group) = (Some(0o660), Some(64_055));
         let golden = spec("golden@v1", "/run/ogee/g.sock");
         let golden = Spec { read_only: true, serial: Some("SN1".to_owned()), socket_mode: mode, socket_group: group, ..golden };
-        vec![spec("team/a", "/run/ogee/a.sock"), golden]
+        let known = Known { volume_id: VolumeId(7), epoch: AttachEpoch(3) };
+        vec![Kept { spec: spec("team/a", "/run/ogee/a.sock"), attach: Some(known) }, Kept { spec: golden, attach: None }]
     }
 
     #[test]
     fn the_file_is_this() {
         assert_eq!(text_of(both()).expect("text"), GOLDEN);
         assert_eq!(parse(GOLDEN.as_bytes()).expect("read again"), both());
+        let old = vec![Kept { spec: spec("team/a", "/run/ogee/a.sock"), attach: None }];
+        assert_eq!(parse(OLD.as_bytes()).expect("an older one"), old);
+        assert_eq!(text_of(old).expect("text"), OLD);
     }
 
     #[test]
@@ -194,6 +239,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let path = dir.path().join("state");
         let twice = GOLDEN.replace("/run/ogee/g.sock", "/run/ogee/a.sock");
+        let writers = text_of(["a", "b"].map(|name| Kept { spec: spec(name, &format!("/{name}")), ..both().remove(0) }).to_vec()).expect("text");
         for (damaged, word) in [
             (String::new(), "EOF"),
             (GOLDEN[..GOLDEN.len() / 2].to_owned(), "EOF"),
@@ -202,8 +248,11 @@ mod tests {
             (GOLDEN.replace("ogee-vhost", "other"), "format"),
             (GOLDEN.replace("\"queues\": 2", "\"queues\": 0"), "queues"),
             (GOLDEN.replace("\"queues\": 2", "\"colour\": 2"), "colour"),
+            (GOLDEN.replace("\"epoch\": 3", "\"epoch\": 3, \"taste\": 1"), "taste"),
+            (GOLDEN.replace("\"volume_id\": 7,", ""), "volume_id"),
             (GOLDEN.replace("/run/ogee/a", "run/ogee/a"), "absolute"),
             (twice, "cannot be attached both"),
+            (writers, "cannot be attached both"),
         ] {
             std::fs::write(&path, &damaged).expect("written");
             let refused = StateFile::open(&path).expect_err(word);

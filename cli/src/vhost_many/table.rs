@@ -1,13 +1,16 @@
 //! What is attached, by socket. Pure: whoever holds the table decides, others do.
 //!
-//! Invariants: a socket is there once, and a volume once for writing, from before it is attached until after it was given back; an
+//! Invariants: a socket is there once, and a volume once for writing, under whatever names, from before it is attached until after it was given back; an
 //! entry that is *kept* is one whose attach was answered or stood in the state file, and that nobody detaches. Only kept
 //! entries go into the state file and can be detached.
 
 use super::attachment::Attachment;
+use super::known::Known;
 use super::protocol::{Refusal, Which};
 use super::spec::Spec;
+use super::state::Kept;
 use crate::error::ErrorKind;
+use ogee_common::id::VolumeId;
 use ogee_common::limits::VHOST_VOLUMES_MAX;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -44,8 +47,35 @@ impl Table {
             let text = format!("{} is attached on {}", other.volume, other.socket.display());
             return Err(Refusal::new(ErrorKind::Conflict, text));
         }
+        if let Some(known) = attachment.known() {
+            self.check_writers(attachment, known.volume_id)?;
+        }
         self.entries.insert(spec.socket.clone(), Entry { attachment: Arc::clone(attachment), is_kept: false });
         Ok(())
+    }
+
+    /// Makes known which volume it is, of one of which nothing was known.
+    ///
+    /// # Errors
+    /// Another one writes that volume ([`ErrorKind::Conflict`]).
+    pub(super) fn identify(&self, attachment: &Attachment, volume_id: VolumeId) -> Result<(), Refusal> {
+        self.check_writers(attachment, volume_id)?;
+        attachment.learn(Known::unattached(volume_id));
+        Ok(())
+    }
+
+    /// To the MDS all of a daemon is one client, which may take a volume from itself: it must not come to that.
+    fn check_writers(&self, attachment: &Attachment, volume_id: VolumeId) -> Result<(), Refusal> {
+        let spec = attachment.spec();
+        let mut others = self.entries.values().map(|entry| &entry.attachment);
+        match others.find(|other| other.spec().socket != spec.socket && other.writes(volume_id)) {
+            Some(other) if !spec.read_only => {
+                let (name, socket) = (&other.spec().volume, other.spec().socket.display());
+                let text = format!("{} is volume {}, which is attached as {name} on {socket}", spec.volume, volume_id.0);
+                Err(Refusal::new(ErrorKind::Conflict, text))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// From now on it is kept, or not.
@@ -96,8 +126,8 @@ impl Table {
     }
 
     /// What the state file has to have, by socket.
-    pub(super) fn kept(&self) -> Vec<Spec> {
-        self.entries.values().filter(|entry| entry.is_kept).map(|entry| entry.attachment.spec().clone()).collect()
+    pub(super) fn kept(&self) -> Vec<Kept> {
+        self.entries.values().filter(|entry| entry.is_kept).map(|entry| entry.attachment.kept()).collect()
     }
 
     /// Nothing can be added any more; gives what is there.
@@ -111,10 +141,18 @@ impl Table {
 mod tests {
     use super::*;
     use crate::vhost_many::spec::tests::spec;
+    use ogee_common::id::AttachEpoch;
 
     fn attachment(spec: Spec) -> Arc<Attachment> {
         let name = spec.check().expect("good");
-        Arc::new(Attachment::new(spec, name))
+        Arc::new(Attachment::new(Kept { spec, attach: None }, name))
+    }
+
+    /// One of which it is known which volume it is.
+    fn identified(spec: Spec, volume: u64) -> Arc<Attachment> {
+        let attachment = attachment(spec);
+        attachment.learn(Known::unattached(VolumeId(volume)));
+        attachment
     }
 
     fn kind(refused: Result<Arc<Attachment>, Refusal>) -> ErrorKind {
@@ -138,15 +176,36 @@ mod tests {
         assert!(Arc::ptr_eq(&table.find(&volume("/team/b")).expect("there"), &b));
         assert!(Arc::ptr_eq(&table.find(&Which::Socket("/b".into())).expect("there"), &b));
         assert_eq!(kind(table.find(&volume("c"))), ErrorKind::NotFound);
-        assert_eq!(table.kept(), [spec("a", "/a"), spec("team/b", "/b")]);
+        let known = Known { volume_id: VolumeId(7), epoch: AttachEpoch(3) };
+        b.learn(known);
+        let (kept_a, kept_b) = (Kept { spec: spec("a", "/a"), attach: None }, Kept { spec: spec("team/b", "/b"), attach: Some(known) });
+        assert_eq!(table.kept(), [kept_a, kept_b.clone()]);
         table.keep(&a, false);
-        assert_eq!(table.kept(), [spec("team/b", "/b")]);
+        assert_eq!(table.kept(), [kept_b]);
         table.remove(&attachment(spec("a", "/a")));
         assert_eq!(table.all().len(), 2, "that was another one");
         table.remove(&a);
         table.add(&attachment(spec("a", "/c"))).expect("it is gone");
         assert_eq!(table.close().len(), 2);
         assert_eq!(table.add(&attachment(spec("d", "/d"))).expect_err("closed").kind, ErrorKind::Unavailable);
+    }
+
+    #[test]
+    fn a_volume_is_written_once_whatever_it_is_called() {
+        let mut table = Table::default();
+        let reader = |name, socket| Spec { read_only: true, ..spec(name, socket) };
+        table.add(&identified(spec("old", "/a"), 1)).expect("room");
+        let refused = table.add(&identified(spec("new", "/b"), 1)).expect_err("it was renamed");
+        assert_eq!(refused.kind, ErrorKind::Conflict);
+        assert!(refused.message.contains("volume 1") && refused.message.contains("old on /a"), "{}", refused.message);
+        table.add(&identified(reader("new", "/b"), 1)).expect("it is only read");
+        table.add(&identified(spec("other", "/c"), 2)).expect("another volume");
+        let unknown = attachment(spec("new", "/d"));
+        table.add(&unknown).expect("nothing is known of it");
+        assert_eq!(table.identify(&unknown, VolumeId(1)).expect_err("now it is").kind, ErrorKind::Conflict);
+        assert_eq!(unknown.known(), None);
+        table.identify(&unknown, VolumeId(3)).expect("nobody else has it");
+        assert_eq!(unknown.known(), Some(Known::unattached(VolumeId(3))));
     }
 
     #[test]
