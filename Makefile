@@ -13,7 +13,7 @@ UNIT_FILES := $(foreach dir,$(UNIT_FOLDERS),$(notdir $(basename $(wildcard $(dir
 UNIT_TREES := $(foreach dir,$(UNIT_FOLDERS),$(notdir $(patsubst %/main.rs,%,$(wildcard $(dir)*/main.rs))))
 UNIT_TESTS := $(addprefix --test ,$(sort $(UNIT_FILES) $(UNIT_TREES)))
 
-.PHONY: help deps rocksdb moto build dist install install-units demo test lint test-unit test-sim test-process test-vm test-postgres torture sim stalls fuzz bench bench-quick
+.PHONY: help deps rocksdb moto build dist install install-units demo test lint test-unit test-sim test-process test-vm test-postgres torture sim stalls fuzz bench bench-quick bench-nbd
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -111,3 +111,10 @@ bench-quick: dist ## the Ogee and raw-disk rows alone, in under five minutes
 	scripts/bench/install-deps.sh --quick
 	cargo build $(CARGO_FLAGS) --examples
 	OGEE_BIN="$(CARGO_TARGET_DIR)/dist/ogee" "$(CARGO_TARGET_DIR)/release/examples/bench" --quick $(BENCH_ARGS)
+
+# BENCH_ARGS takes the place of these arguments as a whole.
+BENCH_NBD_ARGS := --only nbd --keep --reps 5 --seconds 3 --size-mib 1024
+bench-nbd: dist ## `ogee nbd serve` beside `ogee vhost-blk` and qemu-nbd alone, in about seven minutes: its part of BENCHMARKS.md
+	scripts/bench/install-deps.sh --nbd
+	cargo build $(CARGO_FLAGS) --examples
+	OGEE_BIN="$(CARGO_TARGET_DIR)/dist/ogee" "$(CARGO_TARGET_DIR)/release/examples/bench" $(or $(BENCH_ARGS),$(BENCH_NBD_ARGS))

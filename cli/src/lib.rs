@@ -13,6 +13,7 @@
 //! | `vhost_many/` | `vhost-blk serve`, `attach`, `detach`, `ls`, `stats`: many volumes in one daemon |
 //! | `libvirt.rs` | `libvirt-xml` |
 //! | `nbd.rs`, `nbd_tls.rs`, `nbd_metrics.rs`, `socket_access.rs` | `nbd serve`; mode and group of sockets |
+//! | `file_device.rs` | the device of `nbd serve --file`, for measurements |
 //! | `nbd_map/` | `nbd map`, `unmap`, `ls`: `/dev/nbdN` |
 //! | `volume_metrics.rs` | `/metrics` of `vhost-blk` |
 //! | `tls.rs` | `tls`: certificates |
@@ -39,6 +40,7 @@ mod daemon;
 mod dev;
 mod error;
 mod export;
+mod file_device;
 mod half_made;
 mod image;
 mod libvirt;

@@ -7,6 +7,7 @@
 use crate::claim::Claim;
 use crate::connect::Context;
 use crate::error::{CliError, ErrorKind};
+use crate::file_device::FileDevice;
 use crate::logging;
 use crate::nbd_map;
 use crate::nbd_metrics;
@@ -65,8 +66,11 @@ pub(crate) enum NbdCommand {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ServeArgs {
     /// What to export
-    #[arg(required = true, value_name = "VOLUME[@SNAPSHOT]", value_parser = VolumeRef::parse)]
+    #[arg(required_unless_present = "file", value_name = "VOLUME[@SNAPSHOT]", value_parser = VolumeRef::parse)]
     volumes: Vec<VolumeRef>,
+    /// Export this file of this host in place of volumes, for measurements: a write is durable only after a flush; needs no cluster
+    #[arg(long, value_name = "PATH", hide = true, conflicts_with_all = ["volumes", "read_only", "steal", "io_timeout"])]
+    file: Option<PathBuf>,
     /// A UNIX socket to serve; at most 107 bytes
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
@@ -99,6 +103,12 @@ pub(crate) struct ServeArgs {
 }
 
 impl ServeArgs {
+    /// What is exported, for people.
+    fn subject(&self) -> String {
+        let volumes = || self.volumes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        self.file.as_ref().map_or_else(volumes, |path| path.display().to_string())
+    }
+
     fn places(&self) -> Vec<ListenOn> {
         let unix = self.socket.clone().map(|path| ListenOn::Unix { path, mode: self.socket_mode });
         let places: Vec<_> = unix.into_iter().chain(self.listen.map(ListenOn::Tcp)).collect();
@@ -178,14 +188,17 @@ pub(crate) async fn run(context: &Context, command: NbdCommand) -> Result<(), Cl
         NbdCommand::Unmap(args) => return nbd_map::unmap(context, &args).await,
         NbdCommand::Ls(args) => return nbd_map::ls(context, &args),
     };
-    let names: Vec<String> = args.volumes.iter().map(ToString::to_string).collect();
-    let doing = format!("serve {} over NBD", names.join(", "));
+    let doing = format!("serve {} over NBD", args.subject());
     serve(context, &args).await.map_err(|e| e.within(doing))
 }
 
 async fn serve(context: &Context, args: &ServeArgs) -> Result<(), CliError> {
     let mut signals = StopSignals::listen()?;
     let tls = args.tls.load()?;
+    if let Some(path) = &args.file {
+        let export = file_export(path)?;
+        return serve_open(context, args, vec![export], (tls, &[]), &mut signals).await;
+    }
     let claim = args.claim()?;
     let client = claim.as_ref().and_then(|claim| NonZeroU64::new(claim.client()));
     let cluster = context.cluster_as(client, args.io_timeout.map(Duration::from_secs))?;
@@ -194,7 +207,7 @@ async fn serve(context: &Context, args: &ServeArgs) -> Result<(), CliError> {
     let was_opened = opened.is_ok();
     let served = match opened {
         Ok(()) => match exports(&cluster, &volumes).await {
-            Ok(exports) => serve_open(context, args, exports, tls, &mut signals).await,
+            Ok(exports) => serve_open(context, args, exports, (tls, &volumes), &mut signals).await,
             Err(error) => Err(error),
         },
         Err(error) => Err(error),
@@ -261,17 +274,21 @@ async fn exports(cluster: &Cluster, volumes: &[Volume]) -> Result<Vec<Export<Vol
     Ok(exports)
 }
 
-async fn serve_open(
-    context: &Context, args: &ServeArgs, exports: Vec<Export<Volume>>, tls: Option<NbdTls>, signals: &mut StopSignals,
+fn file_export(path: &Path) -> Result<Export<FileDevice>, CliError> {
+    let device = FileDevice::open(path).map_err(|e| CliError::file("open", path, e))?;
+    Ok(Export { name: "file".to_owned(), description: "A file, for measurements".to_owned(), device, changed_since: vec![] })
+}
+
+/// Serves until a signal; `volumes` are those whose figures `/metrics` has.
+async fn serve_open<D: BlockDevice>(
+    context: &Context, args: &ServeArgs, exports: Vec<Export<D>>, (tls, volumes): (Option<NbdTls>, &[Volume]), signals: &mut StopSignals,
 ) -> Result<(), CliError> {
     let mut config = NbdConfig::new(args.places());
     config.connections_max = args.connections;
     config.threads = args.threads.unwrap_or(config.threads);
     config.tls = tls;
     let server = NbdServer::bind(exports.clone(), config).map_err(serve_failed)?;
-    let volumes: Vec<Volume> = exports.iter().map(|export| export.device.clone()).collect();
-    let metrics = args.metrics.map(|addr| nbd_metrics::serve(addr, server.stats(), &volumes)).transpose()?;
-    drop(volumes);
+    let metrics = args.metrics.map(|addr| nbd_metrics::serve(addr, server.stats(), volumes)).transpose()?;
     let at = metrics.as_ref().map(MetricsServer::addr);
     say_ready(context, args, &exports, (&server.tcp_addrs(), at))?;
     drop(exports);
@@ -297,15 +314,15 @@ async fn serve_open(
     }
 }
 
-fn say_ready(
+fn say_ready<D: BlockDevice>(
     context: &Context,
     args: &ServeArgs,
-    exports: &[Export<Volume>],
+    exports: &[Export<D>],
     (listen, metrics): (&[SocketAddr], Option<SocketAddr>),
 ) -> Result<(), CliError> {
     // A client finds the socket from its own working directory.
     let socket = args.socket.as_ref().map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone()));
-    let export = |export: &Export<Volume>| {
+    let export = |export: &Export<D>| {
         let (name, info) = (export.name.clone(), export.device.info());
         let uris = uris(&name, args.tls.schemes(), socket.as_deref(), listen);
         let contexts = export.changed_since.iter().map(|(name, _)| name.clone()).collect();

@@ -3,13 +3,18 @@
 #
 #   scripts/bench/install-deps.sh          for everything: fio, qemu-storage-daemon and Ceph
 #   scripts/bench/install-deps.sh --quick  for `make bench-quick`: fio
+#   scripts/bench/install-deps.sh --nbd    for `make bench-nbd`: fio and qemu-nbd
 #
 # When everything is there it asks dpkg once and touches neither the network nor apt's locks. Debian's Ceph packages start
 # nothing by themselves without a configuration in /etc/ceph.
 set -euo pipefail
 
 packages=(fio)
-[ "${1:-}" = --quick ] || packages+=(qemu-utils qemu-system-common ceph-mon ceph-mgr ceph-osd ceph-common ceph-mgr-modules-core iproute2 python3)
+case "${1:-}" in
+    --quick) ;;
+    --nbd) packages+=(qemu-utils) ;;
+    *) packages+=(qemu-utils qemu-system-common ceph-mon ceph-mgr ceph-osd ceph-common ceph-mgr-modules-core iproute2 python3) ;;
+esac
 
 missing=()
 for package in "${packages[@]}"; do

@@ -24,6 +24,7 @@ Examples:
   ogee bench b1 --rw write --bs 1M --iodepth 16
   ogee bench b1 --rw randwrite --iodepth 32 --size 1G --verify --runtime 60
   ogee bench --vhost-socket /run/ogee/vm1.sock --num-queues 4 --numjobs 4 --rw randread --iodepth 32
+  ogee bench --nbd-socket /run/ogee/nbd.sock --nbd-export vm1 --rw randread --bs 128k --iodepth 16
 
 The volumes' content is overwritten by every load but reads. CPU, memory and bytes written are those of the daemons of
 a dev cluster (--dir or ./ogee-dev); for any other cluster name its processes on this machine, and where they show
@@ -92,11 +93,17 @@ impl Load {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct BenchArgs {
     /// The volumes; for loads that only read also snapshots
-    #[arg(value_name = "VOLUME[@SNAPSHOT]", value_parser = VolumeRef::parse, required_unless_present = "vhost_socket")]
+    #[arg(value_name = "VOLUME[@SNAPSHOT]", value_parser = VolumeRef::parse, required_unless_present_any = ["vhost_socket", "nbd_socket"])]
     pub(crate) volumes: Vec<VolumeRef>,
     /// Load a vhost-user-blk device at this socket instead, of this or another program; needs no cluster
-    #[arg(long, value_name = "PATH", conflicts_with = "volumes")]
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["volumes", "nbd_socket"])]
     pub(crate) vhost_socket: Option<PathBuf>,
+    /// Load an NBD export at this UNIX socket instead, of this or another program, over one connection for each job; needs no cluster
+    #[arg(long, value_name = "PATH", conflicts_with = "volumes")]
+    pub(crate) nbd_socket: Option<PathBuf>,
+    /// Name of that export; by default the server's own choice
+    #[arg(long, value_name = "NAME", requires = "nbd_socket", default_value = "", hide_default_value = true)]
+    pub(crate) nbd_export: String,
     /// Queues of the device; each job has one
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     num_queues: Option<u16>,

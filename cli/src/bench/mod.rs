@@ -5,6 +5,7 @@
 //! | `args.rs` | the arguments |
 //! | `target.rs`, `sdk_target.rs` | what is loaded; a volume through the SDK |
 //! | `vhost_target.rs` | a vhost-user-blk device, without a virtual machine |
+//! | `nbd_target.rs` | an NBD export |
 //! | `plan.rs` | which IO comes next |
 //! | `job.rs`, `phase.rs` | the load loop; its threads |
 //! | `pattern.rs`, `ledger.rs`, `verifier.rs` | `--verify`: what is written, what may be there, what was found |
@@ -20,6 +21,7 @@ mod args;
 mod job;
 mod ledger;
 mod live;
+mod nbd_target;
 mod pattern;
 mod phase;
 mod plan;
@@ -40,6 +42,7 @@ use crate::open::{close_volume, open_volume};
 use crate::sdk_error::call_failed;
 use crate::signals::StopSignals;
 use job::{JobSpec, Region};
+use nbd_target::NbdSource;
 use ogee_client::{Cluster, OpenMode, Volume};
 use ogee_common::name::VolumeRef;
 use ogee_common::rng;
@@ -71,6 +74,9 @@ pub(crate) async fn run(context: &Context, args: BenchArgs) -> Result<(), CliErr
     let mut signals = StopSignals::listen()?;
     if let Some(socket) = &args.vhost_socket {
         return measure_vhost(context, &args, socket, &mut signals).await;
+    }
+    if let Some(socket) = &args.nbd_socket {
+        return measure_nbd(context, &args, socket, &mut signals).await;
     }
     let cluster = context.cluster(Some(args.io_timeout()))?;
     let mut volumes = Vec::with_capacity(args.volumes.len());
@@ -123,6 +129,17 @@ async fn measure_vhost(
     let bench = Bench::new(args, vec![source], context.out.is_json())?;
     let mut report = bench.run(&processes, 1, signals).await?;
     (report.system, report.volumes) = ("vhost-user-blk", 1);
+    show(context, report)
+}
+
+/// The same on an NBD export at a socket.
+async fn measure_nbd(context: &Context, args: &BenchArgs, socket: &Path, signals: &mut StopSignals) -> Result<(), CliError> {
+    let processes = processes(context, args)?;
+    let io_bytes = usize::try_from(args.bs).expect("an IO is bounded by IO_BYTES_MAX");
+    let source = NbdSource::connect(socket, &args.nbd_export, io_bytes)?;
+    let bench = Bench::new(args, vec![source], context.out.is_json())?;
+    let mut report = bench.run(&processes, 1, signals).await?;
+    (report.system, report.volumes) = ("nbd", 1);
     show(context, report)
 }
 

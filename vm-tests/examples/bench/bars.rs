@@ -1,8 +1,9 @@
 //! The bars: what Ogee has to reach beside its peers, and whether it did in this run.
 
 use crate::ceph::CEPH_NOCACHE;
-use crate::load::{Load, NULL_LOADS, RANDREAD_D1, RANDREAD_D32, RANDWRITE_D1, RANDWRITE_D32, SEQREAD, SEQWRITE};
-use crate::ogee::OGEE;
+use crate::load::{Load, NBD_LARGE, NBD_SMALL, NULL_LOADS, RANDREAD_D1, RANDREAD_D32, RANDWRITE_D1, RANDWRITE_D32, SEQREAD, SEQWRITE};
+use crate::nbd::{OGEE_NBD_FILE, QEMU_NBD_DIRECT, QEMU_NBD_FILE};
+use crate::ogee::{OGEE, OGEE_NBD, OGEE_VHOST};
 use crate::raw::RAW;
 use crate::row::Row;
 use crate::vhost::{OGEE_NULL, QSD_NULL};
@@ -15,6 +16,12 @@ enum Figure {
     Cpu,
     /// IOPS per CPU second of the daemon.
     DaemonEfficiency,
+    /// CPU of all daemons.
+    DaemonCpu,
+    /// CPU of the server that the load generator talks to.
+    ServerCpu,
+    /// IOPS per CPU second of that server.
+    ServerEfficiency,
     Flushes,
     WriteAmplification,
 }
@@ -27,6 +34,9 @@ impl Figure {
             Self::MedianLatency => positive(row.p50_us),
             Self::Cpu => row.cpu_us_per_io.and_then(positive),
             Self::DaemonEfficiency => row.daemon_cpu().and_then(positive).map(|us| 1e6 / us),
+            Self::DaemonCpu => row.daemon_cpu().and_then(positive),
+            Self::ServerCpu => row.server_cpu().and_then(positive),
+            Self::ServerEfficiency => row.server_cpu().and_then(positive).map(|us| 1e6 / us),
             Self::Flushes => row.flushes_per_1000,
             Self::WriteAmplification => row.write_amplification,
         }
@@ -108,9 +118,44 @@ fn all() -> Vec<Bar> {
     bars
 }
 
-/// Every bar with what these rows say of it.
+/// NBD within 1.2 times of vhost-blk for large requests, and as good as qemu-nbd for small ones.
+fn nbd() -> Vec<Bar> {
+    use Figure::{DaemonCpu, Iops, ServerCpu, ServerEfficiency};
+    let bar = |what: &str, load: &Load, (ours, peer): (&'static str, &'static str), (figure, better), (bar, aim)| {
+        let what = format!("{ours}, {what} ({}) against {peer}", load.name);
+        Bar { what, ours: (ours, load.name), theirs: Some((peer, load.name)), figure, better, bar, aim }
+    };
+    let mut bars = vec![];
+    for load in &NBD_LARGE {
+        let pair = (OGEE_NBD, OGEE_VHOST);
+        bars.push(bar("IOPS", load, pair, (Iops, Better::More), (1.0 / 1.2, 1.0)));
+        bars.push(bar("CPU per IO of the server", load, pair, (ServerCpu, Better::Less), (1.2, 1.0)));
+        bars.push(bar("CPU per IO of all daemons", load, pair, (DaemonCpu, Better::Less), (1.2, 1.0)));
+    }
+    for load in &NBD_SMALL {
+        for ours in [OGEE_NBD_FILE, OGEE_NBD] {
+            for peer in [QEMU_NBD_FILE, QEMU_NBD_DIRECT] {
+                let figure = (ServerEfficiency, Better::More);
+                bars.push(bar("IOPS per CPU second of the server", load, (ours, peer), figure, (1.0, 1.5)));
+            }
+        }
+    }
+    bars
+}
+
+/// Every bar of NBD with what these rows say of it.
+#[must_use]
+pub(crate) fn judge_nbd(rows: &[Row]) -> Vec<Verdict> {
+    judge_all(nbd(), rows)
+}
+
+/// Every other bar with what these rows say of it.
 #[must_use]
 pub(crate) fn judge(rows: &[Row]) -> Vec<Verdict> {
+    judge_all(all(), rows)
+}
+
+fn judge_all(bars: Vec<Bar>, rows: &[Row]) -> Vec<Verdict> {
     let figure = |bar: &Bar, (system, load): (&str, &str)| {
         rows.iter().find(|row| row.system == system && row.load == load).and_then(|row| bar.figure.of(row))
     };
@@ -122,7 +167,7 @@ pub(crate) fn judge(rows: &[Row]) -> Vec<Verdict> {
         };
         bar.against(measured)
     };
-    all().into_iter().map(verdict).collect()
+    bars.into_iter().map(verdict).collect()
 }
 
 impl Bar {
@@ -159,7 +204,7 @@ pub(crate) fn ratio(v: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::row::{CLIENT, Row};
+    use crate::row::{CLIENT, NBD_SERVER, Row, VHOST_SERVER};
 
     fn row(system: &str, load: Load, iops: f64, cpu: f64) -> Row {
         Row {
@@ -206,8 +251,31 @@ mod tests {
     }
 
     #[test]
+    fn nbd_is_judged_by_its_server_and_by_all_daemons() {
+        let served = |system, load, iops, server: (&str, f64)| {
+            let mut row = row(system, load, iops, 101.0);
+            row.cpu_us_per_io_by_process.insert(server.0.to_owned(), server.1);
+            row
+        };
+        let rows = [
+            served(OGEE_NBD, NBD_LARGE[0], 900.0, (NBD_SERVER, 33.0)),
+            served(OGEE_VHOST, NBD_LARGE[0], 1000.0, (VHOST_SERVER, 25.0)),
+            served(OGEE_NBD_FILE, NBD_SMALL[1], 1.0, (NBD_SERVER, 8.0)),
+            served(QEMU_NBD_DIRECT, NBD_SMALL[1], 1.0, (NBD_SERVER, 16.0)),
+        ];
+        let all = judge_nbd(&rows);
+        let of = |what: &str| (verdict(&all, what).measured.as_deref(), &*verdict(&all, what).verdict);
+        assert_eq!(of("ogee-nbd, IOPS (nbd-128k-randread"), (Some("1/1.11"), "holds"));
+        assert_eq!(of("ogee-nbd, CPU per IO of the server (nbd-128k-randread"), (Some("1.32 x"), "**misses by a factor of 1.10**"));
+        assert_eq!(of("ogee-nbd, CPU per IO of all daemons (nbd-128k-randread"), (Some("1.00 x"), "aim reached"));
+        let file = "ogee-nbd-file, IOPS per CPU second of the server (nbd-4k-randwrite-d32) against qemu-nbd";
+        assert_eq!(of(&format!("{file}-direct")), (Some("2.00 x"), "aim reached"));
+        assert_eq!(of(&format!("{file}-file")), (None, "not measured"));
+    }
+
+    #[test]
     fn every_bar_says_which_way_is_better() {
-        for bar in all() {
+        for bar in all().into_iter().chain(nbd()) {
             let stricter = if bar.better == Better::More { bar.aim >= bar.bar } else { bar.aim <= bar.bar };
             assert!(stricter, "{bar:?}");
         }

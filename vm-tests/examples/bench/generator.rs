@@ -119,7 +119,7 @@ impl Settings {
     /// # Errors
     /// It cannot be run or answers nothing that can be read.
     pub(crate) fn ogee_bench(&self, load: &Load, seed: u64, target: &[String], subject: &Subject<'_>) -> Result<Run> {
-        let is_vhost = target.iter().any(|word| word == "--vhost-socket");
+        let has_socket = target.iter().any(|word| SOCKETS.contains(&word.as_str()));
         let configure = |command: &mut Command| {
             command.args(["bench", "--json", "--rw", load.pattern.rw()]).args(target);
             let numbers = [("--bs", u64::from(load.block_bytes)), ("--iodepth", load.depth.into()),
@@ -129,13 +129,13 @@ impl Settings {
                 command.args([name, &value.to_string()]);
             }
             let pids: Vec<String> = subject.processes.iter().map(|p| format!("{}={}", p.name, p.pid)).collect();
-            if is_vhost && !pids.is_empty() {
+            if has_socket && !pids.is_empty() {
                 command.args(["--pids", &pids.join(",")]);
             }
         };
         let (answer, used) = self.run(&self.ogee, configure, subject)?;
         let mut run = parse_ogee(&answer)?;
-        if is_vhost {
+        if has_socket {
             // Behind a socket it knows neither replicas nor daemons.
             run.flushes_per_1000 = None;
         }
@@ -172,6 +172,8 @@ impl Settings {
     }
 }
 
+/// Options of `ogee bench` that name a socket in place of a volume.
+const SOCKETS: [&str; 2] = ["--vhost-socket", "--nbd-socket"];
 /// What flushes and bytes were for, as `ogee bench` knows it from the daemons; passed on as it is.
 const PARTS: [&str; 2] = ["flushes_per_1000_of", "write_amplification_of"];
 

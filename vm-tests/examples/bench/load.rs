@@ -68,6 +68,17 @@ pub(crate) const SEQREAD: Load = load("1m-seqread-d16", Pattern::SequentialRead,
 pub(crate) const DISK_LOADS: [Load; 6] =
     [RANDWRITE_D32, RANDWRITE_D1, RANDREAD_D32, RANDREAD_D1, SEQWRITE, SEQREAD];
 
+/// The loads that compare `ogee nbd serve` with `ogee vhost-blk`.
+pub(crate) const NBD_LARGE: [Load; 2] = [
+    load("nbd-128k-randread-d16", Pattern::RandomRead, 128 << 10, 16, 1),
+    load("nbd-128k-randwrite-d16", Pattern::RandomWrite, 128 << 10, 16, 1),
+];
+/// The loads that compare it with other NBD servers.
+pub(crate) const NBD_SMALL: [Load; 2] = [
+    load("nbd-4k-randread-d32", Pattern::RandomRead, 4096, 32, 1),
+    load("nbd-4k-randwrite-d32", Pattern::RandomWrite, 4096, 32, 1),
+];
+
 /// The loads of a device that does nothing.
 pub(crate) const NULL_LOADS: [Load; 8] = [
     load("4k-randread-d32-q1", Pattern::RandomRead, 4096, 32, 1),

@@ -61,6 +61,7 @@ impl Environment {
             first_line("git", &["-C", env!("CARGO_MANIFEST_DIR"), "describe", "--always", "--dirty"])));
         fact("Ceph", first_line("ceph", &["--version"]));
         fact("qemu-storage-daemon", first_line("qemu-storage-daemon", &["--version"]));
+        fact("qemu-nbd", first_line("qemu-nbd", &["--version"]));
         fact("fio", first_line("fio", &["--version"]));
         fact("working set", format!("{} MiB on every system", settings.size >> 20));
         fact("one run", format!("{} s after {} s of ramp; {repetitions} interleaved repetitions", settings.runtime, settings.ramp));

@@ -3,11 +3,14 @@
 //! | file | what |
 //! | --- | --- |
 //! | `load.rs`, `system.rs` | what is measured, and on what |
-//! | `raw.rs`, `ogee.rs`, `ceph.rs`, `vhost.rs` | the systems |
+//! | `raw.rs`, `ogee.rs`, `ceph.rs`, `vhost.rs`, `nbd.rs` | the systems |
 //! | `generator.rs`, `fio.rs` | load generators and their answers |
 //! | `usage.rs`, `quiet.rs` | CPU, memory and disk use from the kernel |
 //! | `row.rs`, `bars.rs` | medians; the bars and whether they hold |
-//! | `markdown.rs`, `plots.rs`, `machine.rs` | `BENCHMARKS.md`, `docs/bench`, what it ran on |
+//! | `markdown.rs`, `nbd_part.rs`, `plots.rs`, `machine.rs` | `BENCHMARKS.md`, `docs/bench`, what it ran on |
+//!
+//! `--only nbd` measures all that compares `ogee nbd serve` with `ogee vhost-blk` and qemu-nbd (the loads have the word in their names) and
+//! leaves the rest of `BENCHMARKS.md` as it is.
 //!
 //! Invariants: one group of systems is up at a time; the groups take turns, A B C, A B C; a run with failed IO or much foreign CPU
 //! is repeated, and if it stays so the row says it; nothing is left behind but `target/bench.json`, the plots and `BENCHMARKS.md`.
@@ -19,6 +22,8 @@ mod generator;
 mod load;
 mod machine;
 mod markdown;
+mod nbd;
+mod nbd_part;
 mod ogee;
 mod plots;
 mod quiet;
@@ -96,7 +101,8 @@ fn main() -> Result<()> {
     let arguments = Arguments::parse();
     if arguments.report_only {
         let environment = serde_json::from_str(&std::fs::read_to_string(environment_file())?)?;
-        return report(&environment, &read_rows()?);
+        let rows = read_rows()?;
+        return report(&environment, &rows, &rows);
     }
     // Removed, with all data, when it is dropped or this process dies.
     let scratch = places::scratch()?;
@@ -137,7 +143,7 @@ fn main() -> Result<()> {
         // Saved each time, so that an interrupted run leaves what it has.
         rows = save(plan.iter().flat_map(Entry::rows).collect())?;
     }
-    report(&environment, &rows)?;
+    report(&environment, &rows, &plan.iter().flat_map(Entry::rows).collect::<Vec<_>>())?;
     match plan.into_iter().find_map(|entry| entry.failure) {
         None => Ok(()),
         Some(error) => Err(error.context("not everything was measured")),
@@ -150,13 +156,20 @@ fn read_rows() -> Result<Vec<Row>> {
     serde_json::from_str(&text).with_context(|| format!("read {}", path.display()))
 }
 
-fn report(environment: &Environment, rows: &[Row]) -> Result<()> {
-    plots::write(&root().join("docs/bench"), rows)?;
+/// Writes those parts anew of which `now` has a row; the others stay as they are, with what they say of their run.
+fn report(environment: &Environment, rows: &[Row], now: &[Row]) -> Result<()> {
+    let (of_nbd, others): (Vec<Row>, Vec<Row>) = rows.iter().cloned().partition(nbd_part::has);
     let path = root().join("BENCHMARKS.md");
-    let earlier = std::fs::read_to_string(&path).ok();
-    let text = markdown::file(earlier.as_deref(), &markdown::generated(environment, rows));
-    std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
-    for verdict in bars::judge(rows).iter().filter(|v| v.measured.is_some()) {
+    let mut text = std::fs::read_to_string(&path).ok();
+    if now.iter().any(|row| !nbd_part::has(row)) {
+        plots::write(&root().join("docs/bench"), &others)?;
+        text = Some(markdown::file(text.as_deref(), markdown::MAIN, &markdown::generated(environment, &others)));
+    }
+    if now.iter().any(nbd_part::has) {
+        text = Some(markdown::file(text.as_deref(), markdown::NBD, &nbd_part::generated(environment, &of_nbd)));
+    }
+    std::fs::write(&path, text.unwrap_or_default()).with_context(|| format!("write {}", path.display()))?;
+    for verdict in bars::judge(rows).iter().chain(&bars::judge_nbd(rows)).filter(|v| v.measured.is_some()) {
         let measured = verdict.measured.as_deref().unwrap_or("-");
         println!("{:<90} bar {:>9}  {measured:>9}  {}", verdict.what, verdict.bar, verdict.verdict);
     }
@@ -172,6 +185,9 @@ fn groups(quick: bool) -> Vec<Box<dyn Group>> {
         for kind in [vhost::Kind::QsdFile, vhost::Kind::OgeeNull, vhost::Kind::QsdNull] {
             all.push(Box::new(vhost::Vhost::new(kind)));
         }
+        for kind in [nbd::Kind::Ogee, nbd::Kind::QemuCached, nbd::Kind::QemuDirect] {
+            all.push(Box::new(nbd::Nbd::new(kind)));
+        }
     }
     all
 }
@@ -180,7 +196,7 @@ fn groups(quick: bool) -> Vec<Box<dyn Group>> {
 fn is_wanted(point: &Point, quick: bool, only: &[String]) -> bool {
     let name = point.name();
     let named = only.is_empty() || only.iter().any(|word| name.contains(word.as_str()));
-    named && !(quick && point.system == ogee::OGEE_VHOST)
+    named && !(quick && [ogee::OGEE_VHOST, ogee::OGEE_NBD].contains(&point.system))
 }
 
 /// A group and what was measured of it.
@@ -312,5 +328,16 @@ mod tests {
         assert!(is_wanted(&point, true, &[]) && !is_wanted(&other, true, &[]) && is_wanted(&other, false, &[]));
         assert!(is_wanted(&point, false, &["randwrite-d1".to_owned()]) && !is_wanted(&point, false, &["ceph".to_owned()]));
         assert!(is_wanted(&point, false, &["ogee/".to_owned()]) && !is_wanted(&other, false, &["ogee/".to_owned()]));
+    }
+
+    #[test]
+    fn one_word_chooses_all_that_is_compared_with_nbd_and_nothing_else() {
+        let only = ["nbd".to_owned()];
+        let all: Vec<Point> = groups(false).iter().flat_map(|group| group.points()).collect();
+        let chosen: Vec<Point> = all.into_iter().filter(|point| is_wanted(point, false, &only)).collect();
+        assert!(chosen.iter().all(|point| nbd_part::has(&Row { load: point.load.name.to_owned(), ..Row::default() })));
+        let named = |system| chosen.iter().filter(|point| point.system == system).count();
+        assert_eq!((named(ogee::OGEE_VHOST), named(ogee::OGEE_NBD), named(nbd::OGEE_NBD_FILE)), (2, 4, 2));
+        assert_eq!((named(nbd::QEMU_NBD_FILE), named(nbd::QEMU_NBD_DIRECT), chosen.len()), (2, 2, 12));
     }
 }

@@ -1,4 +1,4 @@
-//! `BENCHMARKS.md`: the generated part of it, between two marks. What people wrote around the marks is kept.
+//! `BENCHMARKS.md`: its generated parts, each between two marks, and the text of the main one. What people wrote around the marks is kept.
 
 use crate::bars::{Verdict, judge, ratio};
 use crate::ceph::CEPH_NOCACHE;
@@ -9,13 +9,22 @@ use crate::raw::RAW;
 use crate::row::{DiskCount, Row};
 use std::fmt::Write as _;
 
-const BEGIN: &str = "<!-- make bench: begin -->";
-const END: &str = "<!-- make bench: end -->";
+/// A generated part.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Part {
+    begin: &'static str,
+    end: &'static str,
+}
+
+/// All but what is below.
+pub(crate) const MAIN: Part = Part { begin: "<!-- make bench: begin -->", end: "<!-- make bench: end -->" };
+/// `nbd_part.rs`.
+pub(crate) const NBD: Part = Part { begin: "<!-- make bench, NBD: begin -->", end: "<!-- make bench, NBD: end -->" };
 
 const INTRODUCTION: &str = "\
 # Benchmarks
 
-Written by `make bench` (all of it) or `make bench-quick` (Ogee and the raw disk alone). Compare ratios within one run, never
+Written by `make bench` (all of it), `make bench-quick` (Ogee and the raw disk alone) or `make bench-nbd` (the part about NBD). Compare ratios within one run, never
 absolute figures of two machines or two runs. All replicas and all peers share one disk and the same CPUs.
 
 ";
@@ -67,15 +76,17 @@ pub(crate) fn generated(environment: &Environment, rows: &[Row]) -> String {
             let _ = write!(text, "\n### {}\n\n{}", load.name, load_table(&of));
         }
     }
-    let marks: Vec<String> = rows
-        .iter()
-        .flat_map(|row| row.marks.iter().map(move |mark| format!("- {} {}: {mark}\n", row.system, row.load)))
-        .collect();
-    if !marks.is_empty() {
-        let _ = write!(text, "\n### Marks\n\n{}", marks.concat());
-    }
+    text.push_str(&marks(rows));
     text.push_str("\nPlots: ![IOPS](docs/bench/iops.svg) ![latency](docs/bench/latency.svg) ![CPU](docs/bench/cpu.svg)\n");
     text
+}
+
+/// What a reader must know of these rows; empty if there is nothing.
+#[must_use]
+pub(crate) fn marks(rows: &[Row]) -> String {
+    let of = |row: &Row| row.marks.iter().map(|mark| format!("- {} {}: {mark}\n", row.system, row.load)).collect::<String>();
+    let all: String = rows.iter().map(of).collect();
+    if all.is_empty() { all } else { format!("\n### Marks\n\n{all}") }
 }
 
 /// A table with a head; the first column is text, the others are figures.
@@ -88,7 +99,9 @@ pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     format!("{}| {rule} |\n{body}", line(&head))
 }
 
-fn bars_table(verdicts: &[Verdict]) -> String {
+/// The table of bars.
+#[must_use]
+pub(crate) fn bars_table(verdicts: &[Verdict]) -> String {
     let row = |v: &Verdict| {
         let measured = v.measured.clone().unwrap_or_else(|| "-".to_owned());
         vec![v.what.clone(), v.bar.clone(), v.aim.clone(), measured, v.verdict.clone()]
@@ -130,7 +143,9 @@ fn load_table(rows: &[&Row]) -> String {
     table(&head, &rows.iter().map(cells).collect::<Vec<_>>())
 }
 
-fn dash() -> String {
+/// What stands for a figure that was not measured.
+#[must_use]
+pub(crate) fn dash() -> String {
     "-".to_owned()
 }
 
@@ -145,14 +160,15 @@ pub(crate) fn thousands(value: f64) -> String {
     parts.join(",")
 }
 
-/// The whole file: `generated` in the place of what was between the marks, or at the end.
+/// The whole file: `generated` in the place of what was between the marks of the part, or at the end.
 #[must_use]
-pub(crate) fn file(earlier: Option<&str>, generated: &str) -> String {
-    let part = format!("{BEGIN}\n{generated}{END}\n");
+pub(crate) fn file(earlier: Option<&str>, Part { begin, end }: Part, generated: &str) -> String {
+    let part = format!("{begin}\n{generated}{end}\n");
     let Some(earlier) = earlier else { return format!("{INTRODUCTION}{part}") };
-    match (earlier.find(BEGIN), earlier.find(END)) {
+    let end_len = end.len();
+    match (earlier.find(begin), earlier.find(end)) {
         (Some(begin), Some(end)) if begin < end => {
-            let after = earlier[end + END.len()..].trim_start_matches('\n');
+            let after = earlier[end + end_len..].trim_start_matches('\n');
             let gap = if after.is_empty() { "" } else { "\n" };
             format!("{}{part}{gap}{after}", &earlier[..begin])
         }
@@ -204,12 +220,15 @@ mod tests {
 
     #[test]
     fn only_the_part_between_the_marks_is_replaced() {
-        let first = file(None, "one\n");
-        assert!(first.starts_with("# Benchmarks") && first.ends_with(&format!("{BEGIN}\none\n{END}\n")));
+        let first = file(None, MAIN, "one\n");
+        assert!(first.starts_with("# Benchmarks") && first.ends_with(&format!("{}\none\n{}\n", MAIN.begin, MAIN.end)));
         let edited = format!("{}## By hand\n", first);
-        let second = file(Some(&edited), "two\n");
+        let second = file(Some(&edited), MAIN, "two\n");
         assert!(second.contains("two") && !second.contains("one\n") && second.ends_with("\n## By hand\n"));
-        assert_eq!(file(Some(&second), "two\n"), second, "the same again");
-        assert!(file(Some("# Mine\n"), "x\n").starts_with("# Mine\n\n"));
+        assert_eq!(file(Some(&second), MAIN, "two\n"), second, "the same again");
+        assert!(file(Some("# Mine\n"), MAIN, "x\n").starts_with("# Mine\n\n"));
+        let both = file(Some(&second), NBD, "three\n");
+        assert!(both.starts_with(second.trim_end()) && both.ends_with(&format!("{}\nthree\n{}\n", NBD.begin, NBD.end)));
+        assert_eq!(file(Some(&both), MAIN, "four\n"), both.replace("two\n", "four\n"), "the other part stays");
     }
 }

@@ -1,30 +1,42 @@
 //! Ogee: one MDS and three chunkservers as `ogee dev up` starts them, with the defaults that users get.
 //!
-//! One volume, loaded through the SDK (`ogee`) and through `ogee vhost-blk` (`ogee-vhost`). It may be attached only once, so the
-//! vhost daemon runs only while its own loads do.
+//! One volume, loaded through the SDK (`ogee`), through `ogee vhost-blk` (`ogee-vhost`) and through `ogee nbd serve` (`ogee-nbd`). It
+//! may be attached only once, so each of these daemons runs only while its own loads do.
 
 use crate::generator::{Settings, Subject};
-use crate::load::DISK_LOADS;
+use crate::load::{DISK_LOADS, NBD_LARGE, NBD_SMALL};
 use crate::quiet::wait_quiet;
-use crate::row::Run;
+use crate::row::{NBD_SERVER, Run, VHOST_SERVER};
 use crate::system::{Group, Point, points};
 use crate::usage::Process;
 use anyhow::{Context, Result, bail};
 use ogee_vm_tests::cluster::Cluster;
 use ogee_vm_tests::qemu::QemuDisk;
-use ogee_vm_tests::vhost::VhostBackend;
+use ogee_vm_tests::vhost::{Readiness, VhostBackend};
 use std::path::PathBuf;
 
 /// Through the SDK.
 pub(crate) const OGEE: &str = "ogee";
 /// Through a vhost-user socket.
 pub(crate) const OGEE_VHOST: &str = "ogee-vhost";
+/// Through an NBD connection.
+pub(crate) const OGEE_NBD: &str = "ogee-nbd";
 const VOLUME: &str = "bench";
+
+/// A daemon that serves the volume.
+#[derive(Debug)]
+struct FrontEnd {
+    /// Whose loads it is for.
+    system: &'static str,
+    process: Process,
+    daemon: VhostBackend,
+    socket: PathBuf,
+}
 
 /// The cluster.
 #[derive(Debug, Default)]
 pub(crate) struct Ogee {
-    backend: Option<(VhostBackend, PathBuf)>,
+    front_end: Option<FrontEnd>,
     cluster: Option<Cluster>,
     up: bool,
 }
@@ -41,32 +53,55 @@ impl Ogee {
 
     fn processes(&self) -> Result<Vec<Process>> {
         let daemons = self.cluster()?.daemons().iter().map(|d| Process { name: d.name.clone(), pid: d.pid });
-        let backend = self.backend.iter().map(|(b, _)| Process { name: "vhost-blk".to_owned(), pid: b.pid() });
-        Ok(daemons.chain(backend).collect())
+        let front_end = self.front_end.iter().map(|front_end| front_end.process.clone());
+        Ok(daemons.chain(front_end).collect())
     }
 
-    /// Starts or ends the vhost daemon, whichever the point needs; gives the target for `ogee bench`.
+    /// Starts the daemon of this system; gives its socket.
+    fn serve(&mut self, settings: &Settings, system: &'static str) -> Result<PathBuf> {
+        let cluster = self.cluster.as_mut().context("the cluster was not started")?;
+        let (name, daemon, socket) = if system == OGEE_NBD {
+            let (socket, mds) = (cluster.folder().join("bench.nbd"), cluster.mds().join(","));
+            let daemon = VhostBackend::start("bench-nbd", &settings.ogee, &socket, Readiness::Says, |command| {
+                command.env("OGEE_MDS", mds).args(["nbd", "serve", VOLUME, "--socket"]).arg(&socket);
+            })?;
+            (NBD_SERVER, daemon, socket)
+        } else {
+            let daemon = cluster.serve(VOLUME)?;
+            let QemuDisk::VhostUser { socket } = daemon.disk() else { bail!("not a vhost-user device") };
+            (VHOST_SERVER, daemon, socket)
+        };
+        let process = Process { name: name.to_owned(), pid: daemon.pid() };
+        settings.raise(std::slice::from_ref(&process))?;
+        self.front_end = Some(FrontEnd { system, process, daemon, socket: socket.clone() });
+        // What the loads of another front end left to do in the background is not this one's.
+        wait_quiet(&self.processes()?);
+        Ok(socket)
+    }
+
+    fn end_front_end(&mut self) -> Result<()> {
+        self.front_end.take().map_or(Ok(()), |front_end| front_end.daemon.stop())
+    }
+
+    /// Starts or ends the daemon that the point needs; gives the target for `ogee bench`.
     fn target(&mut self, settings: &Settings, point: &Point) -> Result<Vec<String>> {
+        if self.front_end.as_ref().is_some_and(|front_end| front_end.system != point.system) {
+            self.end_front_end()?;
+        }
         if point.system == OGEE {
-            if let Some((backend, _)) = self.backend.take() {
-                backend.stop()?;
-            }
             // From the folder `ogee bench` knows the daemons, and asks them what they flushed and wrote.
             return Ok(vec![VOLUME.to_owned(), "--dir".to_owned(), self.data()?]);
         }
-        let socket = match &self.backend {
-            Some((_, socket)) => socket.clone(),
-            None => {
-                let cluster = self.cluster.as_mut().context("the cluster was not started")?;
-                let backend = cluster.serve(VOLUME)?;
-                let QemuDisk::VhostUser { socket } = backend.disk() else { bail!("not a vhost-user device") };
-                settings.raise(&[Process { name: "vhost-blk".to_owned(), pid: backend.pid() }])?;
-                self.backend = Some((backend, socket.clone()));
-                socket
-            }
+        let socket = match &self.front_end {
+            Some(front_end) => front_end.socket.clone(),
+            None => self.serve(settings, point.system)?,
         };
+        let socket = socket.display().to_string();
+        if point.system == OGEE_NBD {
+            return Ok(vec!["--nbd-socket".to_owned(), socket]);
+        }
         let queues = point.load.jobs.to_string();
-        Ok(vec!["--vhost-socket".to_owned(), socket.display().to_string(), "--num-queues".to_owned(), queues])
+        Ok(vec!["--vhost-socket".to_owned(), socket, "--num-queues".to_owned(), queues])
     }
 }
 
@@ -78,6 +113,11 @@ impl Group for Ogee {
     fn points(&self) -> Vec<Point> {
         let mut all = points(OGEE, &DISK_LOADS);
         all.extend(points(OGEE_VHOST, &DISK_LOADS));
+        // What is compared runs one after the other, and the reads come before the writes.
+        for (large, small) in NBD_LARGE.into_iter().zip(NBD_SMALL) {
+            let compared = [(OGEE_VHOST, large), (OGEE_NBD, large), (OGEE_NBD, small)];
+            all.extend(compared.map(|(system, load)| Point { system, load }));
+        }
         all
     }
 
@@ -104,9 +144,7 @@ impl Group for Ogee {
     }
 
     fn stop(&mut self) -> Result<()> {
-        if let Some((backend, _)) = self.backend.take() {
-            backend.stop()?;
-        }
+        self.end_front_end()?;
         if std::mem::take(&mut self.up) {
             self.cluster()?.ok(&["dev", "down", "--dir", &self.data()?])?;
         }
@@ -117,7 +155,7 @@ impl Group for Ogee {
 impl Drop for Ogee {
     fn drop(&mut self) {
         // The daemon of the volume first.
-        drop(self.backend.take());
+        drop(self.front_end.take());
         if let Some(cluster) = self.cluster.take()
             && let Err(error) = cluster.shut_down()
         {

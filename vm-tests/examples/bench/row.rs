@@ -63,6 +63,10 @@ impl Run {
 pub(crate) const TOTAL: &str = "total";
 /// Name of the load generator there.
 pub(crate) const CLIENT: &str = "client";
+/// Name of an NBD server there.
+pub(crate) const NBD_SERVER: &str = "nbd";
+/// Name of `ogee vhost-blk` of a volume there.
+pub(crate) const VHOST_SERVER: &str = "vhost-blk";
 
 /// Medians over the runs of one load on one system.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -97,6 +101,9 @@ pub(crate) struct Row {
     pub(crate) cpu_us_per_io: Option<f64>,
     /// The same by process.
     pub(crate) cpu_us_per_io_by_process: BTreeMap<String, f64>,
+    /// The same of each run, in order.
+    #[serde(default)]
+    pub(crate) cpu_us_per_io_runs: BTreeMap<String, Vec<f64>>,
     /// See [`Run`].
     pub(crate) flushes_per_1000: Option<f64>,
     /// See [`Run`].
@@ -130,6 +137,18 @@ impl Row {
     pub(crate) fn daemon_cpu(&self) -> Option<f64> {
         let client = self.cpu_us_per_io_by_process.get(CLIENT)?;
         self.cpu_us_per_io.map(|total| total - client)
+    }
+
+    /// CPU of the process that the load generator talks to, if that is an NBD server or a vhost daemon of a volume.
+    #[must_use]
+    pub(crate) fn server_cpu(&self) -> Option<f64> {
+        [NBD_SERVER, VHOST_SERVER].iter().find_map(|name| self.cpu_us_per_io_by_process.get(*name)).copied()
+    }
+
+    /// The same of each run; empty if it is not known.
+    #[must_use]
+    pub(crate) fn server_cpu_runs(&self) -> &[f64] {
+        [NBD_SERVER, VHOST_SERVER].iter().find_map(|name| self.cpu_us_per_io_runs.get(*name)).map(Vec::as_slice).unwrap_or_default()
     }
 
     /// Bytes each second.
@@ -174,8 +193,9 @@ pub(crate) const FOREIGN_MAX: f64 = 0.25;
 pub(crate) fn row(head: &Head, runs: &[Run], date: &str) -> Row {
     let of = |f: fn(&Run) -> f64| median(runs.iter().map(f));
     let processes: std::collections::BTreeSet<&String> = runs.iter().flat_map(|r| r.cpu_us_per_io.keys()).collect();
-    let by_process = processes.into_iter().filter(|name| *name != TOTAL);
+    let by_process = || processes.iter().filter(|name| **name != TOTAL);
     let cpu = |name: &str| median_of_known(runs.iter().map(|r| r.cpu_us_per_io.get(name).copied()));
+    let cpu_runs = |name: &str| runs.iter().filter_map(|r| r.cpu_us_per_io.get(name).copied()).collect::<Vec<f64>>();
     let disk = |f: fn(&DiskCount) -> f64| median_of_known(runs.iter().map(|r| r.disk.as_ref().map(f)));
     let rss = median_of_known(runs.iter().map(|r| r.rss_bytes.map(|b| b as f64)));
     Row {
@@ -193,7 +213,8 @@ pub(crate) fn row(head: &Head, runs: &[Run], date: &str) -> Row {
         p999_us: of(|r| r.p999_us),
         max_us: runs.iter().map(|r| r.max_us).fold(0.0, f64::max),
         cpu_us_per_io: cpu(TOTAL),
-        cpu_us_per_io_by_process: by_process.filter_map(|name| Some((name.clone(), cpu(name)?))).collect(),
+        cpu_us_per_io_by_process: by_process().filter_map(|name| Some(((*name).clone(), cpu(name)?))).collect(),
+        cpu_us_per_io_runs: by_process().map(|name| ((*name).clone(), cpu_runs(name))).collect(),
         flushes_per_1000: median_of_known(runs.iter().map(|r| r.flushes_per_1000)),
         write_amplification: median_of_known(runs.iter().map(|r| r.write_amplification)),
         parts: runs.last().map(|r| r.parts.clone()).unwrap_or_default(),
@@ -267,6 +288,8 @@ mod tests {
         assert_eq!((row.p50_us, row.max_us, row.errors), (10.0, 400.0, 2));
         assert_eq!(row.cpu_us_per_io, Some(5000.0));
         assert_eq!(row.daemon_cpu(), Some(4999.0));
+        assert_eq!(row.cpu_us_per_io_runs, BTreeMap::from([(CLIENT.to_owned(), vec![1.0; 3])]));
+        assert!(row.server_cpu().is_none() && row.server_cpu_runs().is_empty());
         assert_eq!((row.flushes_per_1000, row.write_amplification, row.disk), (Some(50.0), None, None));
         assert_eq!(row.marks.len(), 2, "{:?}", row.marks);
         let clean = super::row(&head("a"), &[run(100.0)], "today");

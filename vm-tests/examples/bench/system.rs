@@ -3,9 +3,10 @@
 //! | file | systems |
 //! | --- | --- |
 //! | `raw.rs` | the disk through a file, with fio |
-//! | `ogee.rs` | an Ogee cluster, through the SDK and through a vhost-user socket |
+//! | `ogee.rs` | an Ogee cluster, through the SDK, through a vhost-user socket and through an NBD connection |
 //! | `ceph.rs` | Ceph RBD, with and without its client's cache |
 //! | `vhost.rs` | qemu-storage-daemon over a file; null devices of both |
+//! | `nbd.rs` | NBD servers over a file: ours and qemu-nbd |
 //!
 //! Invariants: of several groups only one is up at a time; data of a group stays from one start to the next; everything is gone
 //! when the group is dropped, or when this process dies.
