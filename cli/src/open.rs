@@ -4,6 +4,7 @@ use crate::connect::Context;
 use crate::error::{CliError, ErrorKind};
 use crate::sdk_error::call_failed;
 use ogee_client::{Cluster, IncomingEnd, IncomingVolume, OpenError, OpenMode, Volume};
+use ogee_common::id::VolumeId;
 use ogee_common::name::{VolumePath, VolumeRef};
 use ogee_proto::{MdsErrorKind, mds};
 use std::time::Duration;
@@ -66,6 +67,27 @@ pub(crate) async fn look_up_incoming(cluster: &Cluster, name: &VolumeRef, serial
         Ok(volume) => Ok(volume),
         Err(OpenError::Attach { source, .. }) => Err(call_failed(&format!("look up {name}"), &source)),
         Err(e) => Err(CliError::caused(ErrorKind::Failure, format!("look up {name}"), e)),
+    }
+}
+
+/// As [`open_volume`], of the volume that the name meant a moment ago: names move.
+///
+/// # Errors
+/// The same, and the name means another volume now ([`ErrorKind::Conflict`]); that one is given back.
+pub(crate) async fn open_same(cluster: &Cluster, name: &VolumeRef, mode: OpenMode, volume_id: VolumeId) -> Result<Volume, CliError> {
+    let volume = open_volume(cluster, name, mode).await?;
+    if volume.attach_info().volume == volume_id {
+        return Ok(volume);
+    }
+    give_back(&volume).await;
+    Err(CliError::new(ErrorKind::Conflict, format!("{name} was renamed while it was attached: try again")))
+}
+
+/// Gives a volume back that is not used after all; that this fails is only told in the log.
+pub(crate) async fn give_back(volume: &Volume) {
+    if let Err(error) = close_volume(volume).await {
+        let name = &volume.attach_info().name;
+        tracing::warn!(target: "controlpath", volume = %name, error = error.chain(), "volume not given back");
     }
 }
 

@@ -10,7 +10,7 @@ use crate::connect::Context;
 use crate::error::{CliError, ErrorKind};
 use crate::logging;
 use crate::null_device::NullDevice;
-use crate::open::{close_incoming, close_volume, look_up, look_up_incoming, open_volume};
+use crate::open::{close_incoming, close_volume, look_up, look_up_incoming, open_same};
 use crate::output::Output;
 use crate::signals::StopSignals;
 use crate::socket_access::{socket_group, socket_mode};
@@ -228,7 +228,7 @@ async fn serve(context: &Context, args: VhostBlkArgs) -> Result<(), CliError> {
         let cluster = context.cluster_as(NonZeroU64::new(claim.client()), args.io_timeout())?;
         let found = look_up(&cluster, name).await?;
         claim.identify(&name.to_string(), VolumeId(found.id))?;
-        let volume = open_volume(&cluster, name, mode).await?;
+        let volume = open_same(&cluster, name, mode, VolumeId(found.id)).await?;
         Ok::<_, CliError>(args.with_serial(volume))
     };
     let volume = match attach.await {

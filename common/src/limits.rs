@@ -172,8 +172,13 @@ pub const NBD_PAYLOAD_BYTES_MAX: u32 = 32 << 20;
 pub const NBD_CONNECTION_REQUESTS_MAX: usize = 256;
 /// Payload bytes of one NBD connection in requests and unsent replies before further requests stay in the socket.
 pub const NBD_CONNECTION_BYTES_MAX: usize = 64 << 20;
-/// Bytes that one read from an NBD connection asks for, unless a payload needs more.
+/// Bytes that one read from an NBD connection asks for at least, unless a payload needs more.
 pub const NBD_READ_BYTES: usize = 64 << 10;
+/// Bytes that one read from an NBD connection asks for at most while its writes are large, so that few payloads lie across two buffers and are
+/// copied. A buffer stays as long as one payload of it is in use: with [`NBD_CONNECTION_REQUESTS_MAX`] this bounds what a connection holds.
+pub const NBD_READ_BYTES_MAX: usize = 512 << 10;
+/// What the kernel may hold of replies on a UNIX socket, so that a large one goes with one call. The kernel's default holds one of 128 KiB.
+pub const NBD_UNIX_SEND_BYTES: usize = 2 << 20;
 /// Connections of one NBD server unless configured.
 pub const NBD_CONNECTIONS_DEFAULT: usize = 64;
 /// Connections of one NBD server: with [`NBD_CONNECTION_BYTES_MAX`] this bounds its memory.

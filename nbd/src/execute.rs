@@ -49,6 +49,11 @@ impl Work {
         Self { command, payload, place: range.map(|range| order.enter(range)) }
     }
 
+    /// Whether it changes what the device holds.
+    pub(crate) const fn is_change(&self) -> bool {
+        self.place.is_some()
+    }
+
     /// Bytes that it keeps in memory until it is answered.
     pub(crate) fn bytes(&self) -> usize {
         match self.command {

@@ -18,6 +18,10 @@ use std::io::IoSlice;
 
 /// Zeros that stand for a hole where the client wants bytes.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+/// Room for heads is made for this many bytes at once, and then cut up: an allocation for about a hundred replies.
+const HEADS_BYTES: usize = 4096;
+/// Room that any head finds at least, or makes.
+const HEAD_BYTES_MAX: usize = 64;
 /// Buffers given to one vectored write.
 pub(crate) const SLICES_MAX: usize = 64;
 /// Longest extent that fits a 32-bit descriptor and ends at a page.
@@ -75,6 +79,9 @@ impl Replies {
 
     /// Queues the reply to a request.
     pub fn push(&mut self, to: ReplyTo, outcome: Outcome) {
+        if self.heads.capacity() - self.heads.len() < HEAD_BYTES_MAX {
+            self.heads.reserve(HEADS_BYTES);
+        }
         match (self.framing, outcome) {
             (Framing::Simple, Outcome::Done) | (Framing::Structured, Outcome::Done) => self.simple(to, 0),
             (Framing::Extended, Outcome::Done) => self.chunk(to, chunk::NONE, REPLY_FLAG_DONE, 0),
@@ -202,8 +209,10 @@ impl Replies {
     }
 
     fn seal(&mut self) {
-        let heads = self.heads.split().freeze();
-        self.enqueue(heads);
+        if !self.heads.is_empty() {
+            let heads = self.heads.split().freeze();
+            self.enqueue(heads);
+        }
     }
 
     /// The first buffers, for a vectored write.

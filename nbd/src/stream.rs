@@ -5,9 +5,10 @@
 //! so that a client whose machine died does not hold a connection for hours; once TLS has begun no byte goes or comes in
 //! the clear. What was written may stay here until it is flushed.
 
-use ogee_common::limits::{NBD_KEEPALIVE, NBD_KEEPALIVE_INTERVAL, NBD_READ_BYTES};
+use ogee_common::limits::{NBD_KEEPALIVE, NBD_KEEPALIVE_INTERVAL, NBD_READ_BYTES, NBD_UNIX_SEND_BYTES};
 use ogee_proto::net::{ServerTls, ServerTlsStream};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::sockopt::set_socket_send_buffer_size_force;
 use socket2::{SockRef, TcpKeepalive};
 use std::io::{self, IoSlice};
 use std::os::fd::AsFd;
@@ -35,6 +36,10 @@ impl Accepted {
                 Ok(Socket::Tcp(TcpStream::from_std(stream)?).into())
             }
             Self::Unix(stream) => {
+                // Past the system's limit if we may, else up to it. Without either all works, in smaller pieces.
+                if set_socket_send_buffer_size_force(&stream, NBD_UNIX_SEND_BYTES).is_err() {
+                    let _ = SockRef::from(&stream).set_send_buffer_size(NBD_UNIX_SEND_BYTES);
+                }
                 stream.set_nonblocking(true)?;
                 Ok(Socket::Unix(UnixStream::from_std(stream)?).into())
             }

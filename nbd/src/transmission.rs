@@ -26,7 +26,7 @@ use bytes::{Buf, BytesMut};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use ogee_client::BlockDevice;
 use ogee_common::clock;
-use ogee_common::limits::{NBD_CONNECTION_BYTES_MAX, NBD_CONNECTION_REQUESTS_MAX, NBD_READ_BYTES};
+use ogee_common::limits::{NBD_CONNECTION_BYTES_MAX, NBD_CONNECTION_REQUESTS_MAX, NBD_READ_BYTES, NBD_READ_BYTES_MAX};
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
@@ -37,6 +37,8 @@ use tokio::sync::watch;
 
 /// The socket is read when this much of the buffer is free, else a new buffer is taken.
 const SPARE_BYTES_MIN: usize = 4096;
+/// A new buffer has space for so many writes like the last one.
+const WRITES_IN_BUFFER: usize = 8;
 
 /// A request that ended.
 struct Finished {
@@ -69,6 +71,8 @@ pub(crate) struct Transmission<'a> {
     stream: &'a mut Stream,
     agreed: Agreement,
     input: BytesMut,
+    /// Bytes of the next buffer.
+    buffer_bytes: usize,
     replies: Replies,
     /// Whether something that was sent may stay in the stream (TLS).
     unflushed: bool,
@@ -85,7 +89,8 @@ impl<'a> Transmission<'a> {
     /// `input`: what the handshake has left.
     pub(crate) fn new(stream: &'a mut Stream, agreed: Agreement, input: BytesMut, counters: &'a Counters) -> Self {
         let replies = Replies::new(agreed.framing);
-        Self { stream, agreed, input, replies, unflushed: false, held: 0, closing: None, counters, disconnected: false }
+        let buffer_bytes = NBD_READ_BYTES;
+        Self { stream, agreed, input, buffer_bytes, replies, unflushed: false, held: 0, closing: None, counters, disconnected: false }
     }
 
     /// Serves until the client, an error or a stop ends it.
@@ -159,9 +164,9 @@ impl<'a> Transmission<'a> {
         self.replies.push(to, outcome);
     }
 
-    /// Gives up requests that were taken after the client had cut the connection, without DISC.
+    /// Gives up requests that were taken after the client had cut the connection, without DISC, if there are any that change something.
     fn drop_if_cut(&mut self, fresh: &mut Vec<Fresh>) {
-        if !fresh.is_empty() && !self.disconnected && self.stream.is_cut() {
+        if fresh.iter().any(|fresh| fresh.work.is_change()) && !self.disconnected && self.stream.is_cut() {
             self.closing = Some(Err(ConnectionError::Cut { requests: fresh.len() }));
             for Fresh { taken, held, .. } in fresh.drain(..) {
                 self.held -= held;
@@ -185,6 +190,9 @@ impl<'a> Transmission<'a> {
                 return Next::Handled;
             }
         };
+        if head.payload_len > 0 {
+            self.buffer_bytes = (WRITES_IN_BUFFER * head.payload_len).clamp(NBD_READ_BYTES, NBD_READ_BYTES_MAX);
+        }
         let total = head_bytes + head.payload_len;
         if self.input.len() < total {
             return Next::Incomplete(total - self.input.len());
@@ -212,7 +220,7 @@ impl<'a> Transmission<'a> {
     fn poll_receive(&mut self, cx: &mut Context<'_>, missing: usize) -> bool {
         let spare = self.input.capacity() - self.input.len();
         if spare < missing || spare < SPARE_BYTES_MIN {
-            self.input.reserve(missing.max(NBD_READ_BYTES));
+            self.input.reserve(missing.max(self.buffer_bytes));
         }
         let received = pin!(self.stream.read_buf(&mut self.input)).poll(cx);
         match received {

@@ -19,11 +19,11 @@
 use super::daemon::Site;
 use super::known::{Found, Known, mode, taken};
 use super::protocol::{Figures, KindFigures, Listed, Phase, Refusal};
-use super::running::{Running, check_place, give_back};
+use super::running::{Running, check_place};
 use super::spec::Spec;
 use super::state::Kept;
 use crate::error::{CliError, ErrorKind};
-use crate::open::{look_up, open_volume};
+use crate::open::{look_up, open_same};
 use ogee_client::{BlockDevice, OpStats, OpenMode, Volume, VolumeStats};
 use ogee_common::clock;
 use ogee_common::id::VolumeId;
@@ -209,16 +209,10 @@ impl Attachment {
             (OpenMode::ReadWrite { .. }, Begin::Asked { steal }) => OpenMode::ReadWrite { steal },
             (mode, _) => mode,
         };
-        let volume = match open_volume(&site.cluster, &self.name, mode).await {
-            Err(error) if mode == OpenMode::Resume && error.kind() == ErrorKind::Conflict => return Err(taken(&self.spec).into()),
-            opened => opened?,
-        };
-        if volume.attach_info().volume != found.volume_id {
-            give_back(&volume).await;
-            let text = format!("{} was renamed while it was attached", self.name);
-            return Err(CliError::new(ErrorKind::Conflict, text));
+        match open_same(&site.cluster, &self.name, mode, found.volume_id).await {
+            Err(error) if mode == OpenMode::Resume && error.kind() == ErrorKind::Conflict => Err(taken(&self.spec).into()),
+            opened => opened,
         }
-        Ok(volume)
     }
 
     /// Serves until told to end, or until the server ends by itself, which is the error.

@@ -7,7 +7,7 @@
 use super::daemon::Site;
 use super::spec::Spec;
 use crate::error::{CliError, ErrorKind};
-use crate::open::close_volume;
+use crate::open::{close_volume, give_back};
 use crate::vhost::serve_failed;
 use ogee_client::Volume;
 use ogee_common::name::VolumeRef;
@@ -29,14 +29,6 @@ pub(super) async fn check_place(socket: &Path) -> Result<(), CliError> {
     let checked = tokio::task::spawn_blocking(move || BoundSocket::check(&path)).await;
     let checked = checked.map_err(|e| CliError::caused(ErrorKind::Failure, "look at the socket's path", e))?;
     checked.map_err(|e| serve_failed(ServeError::Socket(e)))
-}
-
-/// Gives a volume back that is not served after all.
-pub(super) async fn give_back(volume: &Volume) {
-    if let Err(error) = close_volume(volume).await {
-        let name = &volume.attach_info().name;
-        tracing::warn!(target: "controlpath", volume = %name, error = error.chain(), "volume not given back");
-    }
 }
 
 /// A volume that is served.
