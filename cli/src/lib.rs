@@ -69,6 +69,7 @@ mod vhost;
 mod vhost_many;
 mod volume;
 mod volume_metrics;
+mod volume_space;
 
 use args::{Cli, Command, Parsed};
 use connect::Context;

@@ -8,6 +8,7 @@ use crate::output::{Output, Progress, Table, counted, date};
 use crate::qos::{self, LimitArgs, LimitsView, SetArgs};
 use crate::sdk_error::call_failed;
 use crate::task;
+use crate::volume_space::{InfoArgs, info};
 use clap::{Args, Subcommand};
 use ogee_client::MdsClient;
 use ogee_common::limits::{PAGE_BYTES, SECTOR_BYTES, VOLUME_BYTES_MAX, VOLUME_BYTES_MIN};
@@ -33,9 +34,11 @@ pub(crate) enum VolumeCommand {
     /// List the volumes of a folder
     #[command(after_help = "Examples:\n  ogee volume ls\n  ogee volume ls tenant-a -r --json")]
     Ls(LsArgs),
-    /// Show one volume
-    #[command(after_help = "Example:\n  ogee volume info tenant-a/web/disk0")]
-    Info(OneArgs),
+    /// Show one volume, and the space that it takes
+    #[command(after_help = "Examples:\n  ogee volume info tenant-a/web/disk0\n  ogee volume info tenant-a/web/disk0 --json --space-timeout 300\n\n\
+        data is what the volume holds, by pages of 4 KiB: it grows by writes and shrinks by discards (fstrim). Of a clone, and after a rollback,\n\
+        its own is what was written since. What only snapshots keep is not in it.")]
+    Info(InfoArgs),
     /// Delete a volume that is detached and has no snapshots and no clones
     #[command(after_help = "Examples:\n  ogee volume rm tenant-a/web/disk0\n  ogee volume rm golden.importing --force")]
     Rm(RmArgs),
@@ -93,14 +96,6 @@ pub(crate) struct LsArgs {
     /// Folders below it too
     #[arg(short, long)]
     recursive: bool,
-}
-
-/// One volume.
-#[derive(Debug, Clone, Args)]
-pub(crate) struct OneArgs {
-    /// The volume
-    #[arg(value_parser = VolumePath::parse)]
-    volume: VolumePath,
 }
 
 /// Arguments of `volume rm`.
@@ -262,10 +257,7 @@ pub(crate) async fn run(context: &Context, command: VolumeCommand) -> Result<(),
     match command {
         VolumeCommand::Create(args) => create(&mds, out, args).await,
         VolumeCommand::Ls(args) => ls(&mds, out, &args).await,
-        VolumeCommand::Info(args) => {
-            let volume = stat(&mds, &args.volume).await?;
-            out.result(&VolumeView::from(volume), describe)
-        }
+        VolumeCommand::Info(args) => info(context, &args).await,
         VolumeCommand::Rm(args) => remove(context, args).await,
         VolumeCommand::Resize(args) => {
             let path = args.volume.to_string();
@@ -410,7 +402,8 @@ fn listing(volumes: &[VolumeView]) -> String {
     format!("{table}{}", counted(count, "volume"))
 }
 
-fn describe(v: &VolumeView) -> String {
+/// The lines of `volume info`.
+pub(crate) fn describe(v: &VolumeView) -> String {
     let or_dash = |text: &str| if text.is_empty() { "-".to_owned() } else { text.to_owned() };
     let attached = if v.attached { format!("yes, by {}", or_dash(&v.attached_by)) } else { "no".to_owned() };
     let flatten = match v.flatten_total {

@@ -322,7 +322,10 @@ fn bench(cluster: &Cluster) {
     }
     let led: u64 = after.iter().map(|page| metric(page, "ogee_raft_groups_led")).sum();
     assert_eq!(led, metric(&page, "ogee_mds_copysets"), "every copyset has one leader");
-    assert_eq!(cluster.json(&["volume", "info", "bench"])["attached"], false);
+    let info = cluster.json(&["volume", "info", "bench"]);
+    assert_eq!((&info["attached"], &info["data_bytes"], &info["own_bytes"]), (&false.into(), &(8 << 20).into(), &(8 << 20).into()), "{info}");
+    let info = cluster.json(&["volume", "info", "bench", "--space-timeout", "0"]);
+    assert!(info["data_bytes"].is_null() && info["space_error"].is_string(), "{info}");
     assert!(cluster.refused(&["bench", "nobody"], 3).contains("nobody"));
     cluster.refused(&["bench", "bench", "--size", "17M"], 2);
     cluster.json(&["volume", "rm", "bench"]);

@@ -80,16 +80,22 @@ impl DataPath<'_> {
     }
 
     async fn page_map(&self, chunk: ChunkIndex, since: Option<Moment>) -> Result<PageMapReply, Failure> {
+        let mut map = self.stored(chunk, since).await?;
+        self.tell_backup(chunk, &mut map).await?;
+        Ok(map)
+    }
+
+    /// What the cluster holds of a chunk, without what is in a backup alone.
+    pub(crate) async fn stored(&self, chunk: ChunkIndex, since: Option<Moment>) -> Result<PageMapReply, Failure> {
         let Some(copyset) = self.copyset(chunk, Unplaced::Fine).await? else { return Ok(PageMapReply::unknown()) };
         let in_flight = self.session.admit(ANSWER_BYTES).await;
         let span = ChunkSpan { chunk, offset: 0, len: CHUNK_BYTES, buffer_offset: 0 };
         let mut request = Request { copyset, span, action: Action::PageMap(since) };
-        let mut map = match self.run(&mut request, None).await? {
+        let map = match self.run(&mut request, None).await? {
             Outcome::PageMap(map) => *map,
             Outcome::Done | Outcome::Read(_) | Outcome::Thin(..) => PageMapReply::unknown(),
         };
         drop(in_flight);
-        self.tell_backup(chunk, &mut map).await?;
         Ok(map)
     }
 }

@@ -1,17 +1,17 @@
 #!/bin/bash
-# A volume as a disk of a host without the kernel's nbd module: bare-host.sh ext4|xfs URI FOLDER CERTIFICATES DATA...
+# A volume as a disk of a host without the kernel's nbd module: bare-host.sh ext4|xfs URI FOLDER CERTIFICATES INFO DATA...
 #
 # nbdfuse shows the export as a file, a loop device with direct IO makes a disk of it, and the disk gets a file system: ACLs and extended
 # attributes, filled to the last byte, emptied and trimmed, unmounted, attached anew, checked, read again. CERTIFICATES is the folder of a
-# client for nbds://, or `-`. DATA are the folders of chunk data, one for each replica, whose size on disk must shrink after the trim. Runs in
+# client for nbds://, or `-`. INFO is the command that tells of the volume as JSON, its `data_bytes` too. DATA are the folders of chunk data, one for each replica, whose size on disk must shrink after the trim. Runs in
 # namespaces of its own, so that a script that is killed leaves no mount behind; a loop device is told to end with its last user. Prints "ok"
 # as its last line.
 set -euo pipefail
 if [ -z "${BARE_HOST_INSIDE:-}" ]; then
     exec env BARE_HOST_INSIDE=1 unshare --mount --propagation private --pid --fork --kill-child --mount-proc "$0" "$@"
 fi
-fs=$1 uri=$2 folder=$3 certificates=$4
-shift 4
+fs=$1 uri=$2 folder=$3 certificates=$4 info=$5
+shift 5
 data=("$@")
 mnt=$folder/mnt
 mkdir -p "$folder/fuse" "$mnt"
@@ -36,6 +36,12 @@ is_file() { [ -s "$folder/fuse/disk" ]; }
 is_gone() { ! kill -0 "$server" 2>/dev/null; }
 is_free() { ! losetup "$dev" >/dev/null 2>&1; }
 on_disk() { du --summarize --block-size=1M --total "${data[@]}" | tail -1 | cut -f1; }
+told() { # MiB of data, as `ogee volume info` has them
+    local bytes
+    bytes=$($info | sed -n 's/.*"data_bytes":\([0-9]*\).*/\1/p')
+    [ -n "$bytes" ] || die "no data_bytes: $($info)"
+    echo $((bytes >> 20))
+}
 shrank_to() { [ "$(on_disk)" -le "$1" ]; }
 
 attach() {
@@ -96,6 +102,7 @@ dd if=/dev/urandom of="$mnt/kept" bs=1M count=24 conv=fsync status=none
 (cd "$mnt" && sha256sum kept shared/file) >"$folder/sums"
 sync
 before=$(on_disk)
+told_before=$(told)
 
 # Filled to the last byte: an error that says so, and what was there stays.
 if dd if=/dev/urandom of="$mnt/fill" bs=1M status=none 2>"$folder/full"; then die "the disk is never full"; fi
@@ -108,6 +115,8 @@ drop_caches
 sha256sum --quiet --check "$folder/fill-sum"
 filled=$(stat -c %s "$mnt/fill")
 full=$(on_disk)
+told_full=$(told)
+[ "$told_full" -ge $((told_before + (filled >> 20))) ] || die "$filled bytes grew the told data from $told_before to $told_full MiB only"
 [ "$filled" -gt $((100 << 20)) ] || die "only $filled bytes fitted in"
 [ "$full" -ge $((before + ${#data[@]} * filled / (2 << 20))) ] || die "$filled bytes grew the chunk data from $before to $full MiB only"
 
@@ -117,6 +126,8 @@ sync
 trimmed=$(fstrim --verbose "$mnt")
 until_true "space after $trimmed (from $full MiB to near $before)" shrank_to $((before + (full - before) / 10))
 after=$(on_disk)
+told_after=$(told)
+[ "$told_after" -le $((told_before + (told_full - told_before) / 10)) ] || die "$trimmed: told are $told_after MiB still, $told_full before, $told_before at first"
 unmount_it
 
 # Attached anew: clean, and everything is there.
@@ -129,5 +140,5 @@ mount_it
 (cd "$mnt" && sha256sum --quiet --check "$folder/sums")
 acls_and_attributes check
 unmount_it
-echo "$fs: filled with $((filled >> 20)) MiB; chunk data of all replicas $before, $full, after fstrim $after MiB"
+echo "$fs: filled with $((filled >> 20)) MiB; chunk data of all replicas $before, $full, after fstrim $after MiB; volume info: $told_before, $told_full, $told_after MiB"
 echo ok

@@ -2,7 +2,7 @@
 //! filled, trimmed, attached anew and checked. `vm-tests/scripts/bare-host.sh` is what the host does. Needs root.
 
 use anyhow::{Result, ensure};
-use ogee_vm_tests::cluster::Cluster;
+use ogee_vm_tests::cluster::{Cluster, binary};
 use ogee_vm_tests::nbd::{NbdServer, client_within, script};
 use std::path::Path;
 use std::time::Duration;
@@ -26,7 +26,8 @@ fn file_system(cluster: &Cluster, kind: &str, uri: &str, certificates: &str) -> 
     std::fs::create_dir_all(&folder)?;
     let data: Vec<_> = (1..=3).map(|n| cluster.folder().join(format!("cluster/cs-{n}/data/chunks"))).collect();
     let file = script("bare-host.sh");
-    let mut arguments = vec![text(&file), kind, uri, text(&folder), certificates];
+    let info = format!("{} --mds {} volume info {kind} --json", text(&binary()?), cluster.mds().join(","));
+    let mut arguments = vec![text(&file), kind, uri, text(&folder), certificates, &info];
     arguments.extend(data.iter().map(|folder| text(folder)));
     let mut tries = 3;
     let said = loop {

@@ -62,6 +62,31 @@ async fn pages_are_data_zeros_or_never_written() {
 }
 
 #[tokio::test]
+async fn space_is_what_is_written_and_comes_back_with_a_discard() {
+    let f = Fixture::new().await;
+    let v = f.open().await;
+    let space = async |v: &Volume| {
+        let mut told = vec![];
+        let space = within(v.space(|done, of| told.push((done, of)))).await.expect("counted");
+        let segments = u32::try_from(SIZE.div_ceil(1 << 30)).expect("few");
+        assert_eq!(told, (1..=segments).map(|done| (done, segments)).collect::<Vec<_>>());
+        (space.data_bytes, space.own_bytes)
+    };
+    assert_eq!(space(&v).await, (0, 0));
+    assert_eq!(f.data.arrived(Opcode::PageMap), 0, "nobody is asked for a segment without placement");
+    write(&v, PAGE, pattern(1, 8192)).await;
+    write(&v, CHUNK + 512, pattern(1, 512)).await;
+    assert_eq!(space(&v).await, (3 * PAGE, 3 * PAGE));
+    assert_eq!(f.data.arrived(Opcode::PageMap), 64, "each chunk of the segment once");
+    within(v.discard(2 * PAGE, PAGE)).await.expect("discarded");
+    assert_eq!(space(&v).await, (2 * PAGE, 2 * PAGE));
+    f.data.script(Opcode::PageMap, 2, Reaction::Reply(Status::NotLeader, Bytes::new()));
+    assert_eq!(space(&v).await, (2 * PAGE, 2 * PAGE), "who is no leader is not counted");
+    within(v.detach()).await.expect("detached");
+    assert!(within(v.space(|_, _| ())).await.is_err());
+}
+
+#[tokio::test]
 async fn the_first_extent_costs_one_question() {
     let f = Fixture::new().await;
     let v = f.open().await;
@@ -115,6 +140,8 @@ async fn a_clone_is_seen_through_to_its_parent() {
     f.mds.place(78, 0);
     let clone = f.open_as("clone", OpenMode::ReadWrite { steal: false }).await;
     assert_eq!(map(&clone, Some(FIRST)).await, [(2 * PAGE, Data, false), (SIZE - 2 * PAGE, Hole, false)]);
+    let space = within(clone.space(|_, _| ())).await.expect("counted");
+    assert_eq!((space.data_bytes, space.own_bytes), (2 * PAGE, 0), "all is its parent's");
     write(&clone, PAGE, pattern(2, 4096)).await;
     within(clone.discard(0, PAGE)).await.expect("discarded");
     let reader = f.open_as("clone", OpenMode::ReadOnly).await;
@@ -122,6 +149,8 @@ async fn a_clone_is_seen_through_to_its_parent() {
         let expected = [(PAGE, Zero, true), (PAGE, Data, true), (SIZE - 2 * PAGE, Hole, false)];
         assert_eq!(map(device, Some(FIRST)).await, expected);
         assert_eq!(device.moments()[1], FIRST);
+        let space = within(device.space(|_, _| ())).await.expect("counted");
+        assert_eq!((space.data_bytes, space.own_bytes), (PAGE, PAGE), "one is masked, one is its own");
     }
 }
 

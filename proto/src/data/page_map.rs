@@ -45,6 +45,18 @@ impl ChunkPages {
         Self(Box::new(std::array::from_fn(|byte| self.0[byte] | other.0[byte])))
     }
 
+    /// Pages of both.
+    #[must_use]
+    pub fn intersection(&self, other: &Self) -> Self {
+        Self(Box::new(std::array::from_fn(|byte| self.0[byte] & other.0[byte])))
+    }
+
+    /// How many they are.
+    #[must_use]
+    pub fn count(&self) -> u32 {
+        self.0.iter().map(|byte| byte.count_ones()).sum()
+    }
+
     /// Adds a page, 0 to 4095.
     pub fn insert(&mut self, page: u32) {
         self.0[page as usize / 8] |= 1 << (page % 8);
