@@ -218,6 +218,13 @@ pub(crate) struct VolumeView {
     backup_repository: String,
 }
 
+impl VolumeView {
+    /// Whether it may see what was written before it was made, or before a rollback.
+    pub(crate) const fn is_on_others(&self) -> bool {
+        self.depth > 0
+    }
+}
+
 impl From<m::Volume> for VolumeView {
     fn from(v: m::Volume) -> Self {
         Self {
@@ -257,7 +264,7 @@ pub(crate) async fn run(context: &Context, command: VolumeCommand) -> Result<(),
     match command {
         VolumeCommand::Create(args) => create(&mds, out, args).await,
         VolumeCommand::Ls(args) => ls(&mds, out, &args).await,
-        VolumeCommand::Info(args) => info(context, &args).await,
+        VolumeCommand::Info(args) => info(context, &mds, &args).await,
         VolumeCommand::Rm(args) => remove(context, args).await,
         VolumeCommand::Resize(args) => {
             let path = args.volume.to_string();

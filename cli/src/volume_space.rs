@@ -6,9 +6,10 @@ use crate::connect::Context;
 use crate::error::CliError;
 use crate::open::{close_volume, open_volume};
 use crate::output::Progress;
+use crate::sdk_error::io_failed;
 use crate::volume::{VolumeView, describe, stat};
 use clap::Args;
-use ogee_client::{BlockDevice, OpenMode, VolumeSpace};
+use ogee_client::{BlockDevice, MdsClient, OpenMode, VolumeSpace};
 use ogee_common::limits::SEGMENT_BYTES;
 use ogee_common::name::{VolumePath, VolumeRef};
 use ogee_common::size::ByteLen;
@@ -46,8 +47,8 @@ struct InfoView {
 ///
 /// # Errors
 /// There is no such volume, or the MDS does not answer.
-pub(crate) async fn info(context: &Context, args: &InfoArgs) -> Result<(), CliError> {
-    let volume = VolumeView::from(stat(&context.mds()?, &args.volume).await?);
+pub(crate) async fn info(context: &Context, mds: &MdsClient, args: &InfoArgs) -> Result<(), CliError> {
+    let volume = VolumeView::from(stat(mds, &args.volume).await?);
     let space = match args.space_timeout {
         0 => Err("not asked for".to_owned()),
         seconds => {
@@ -76,13 +77,13 @@ async fn count(context: &Context, args: &InfoArgs) -> Result<VolumeSpace, CliErr
     progress.finish();
     // A reader that is not given back blocks nobody.
     let closed = close_volume(&volume).await;
-    let space = counted.map_err(|e| CliError::io(&name, e))?;
+    let space = counted.map_err(io_failed)?;
     closed.map(|()| space)
 }
 
 fn told(view: &InfoView) -> String {
     match (view.data_bytes, view.own_bytes) {
-        (Some(data), Some(own)) if view.volume.depth > 0 => {
+        (Some(data), Some(own)) if view.volume.is_on_others() => {
             format!("{} in one replica, {} of it its own", ByteLen(data), ByteLen(own))
         }
         (Some(data), _) => format!("{} in one replica", ByteLen(data)),
