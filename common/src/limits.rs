@@ -382,6 +382,10 @@ pub const LAZY_PASTE_TIMEOUT: Duration = Duration::from_secs(30);
 pub const LAZY_RETRY_MIN: Duration = Duration::from_millis(100);
 /// Longest such pause: a repository that is back is noticed within it.
 pub const LAZY_RETRY_MAX: Duration = Duration::from_secs(3);
+/// While a backup is not read, the MDS is asked this often whether the volume still stands on it.
+pub const LAZY_ASK_EVERY: Duration = Duration::from_secs(2);
+/// An answer to that is waited for this long before the backup is tried again.
+pub const LAZY_ASK_TIMEOUT: Duration = Duration::from_secs(3);
 /// Bytes of a boot profile: text of 65,536 runs of pages.
 pub const BACKUP_PROFILE_BYTES_MAX: usize = 2 << 20;
 /// Pages that are recorded for a boot profile: 256 MiB, more than an image needs to its prompt.

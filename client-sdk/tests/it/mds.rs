@@ -139,7 +139,8 @@ impl FakeMds {
 impl Inner {
     fn state(&self) -> AttachState {
         let volume = &self.volumes["vol"].volume;
-        AttachState { seq: volume.seq, size_bytes: volume.size_bytes, limits: volume.limits }
+        let complete = self.volumes["vol"].backup.is_none();
+        AttachState { seq: volume.seq, size_bytes: volume.size_bytes, limits: volume.limits, complete }
     }
 
     fn place(&mut self, layer: u64, segment: u32) -> Layout {
@@ -323,8 +324,11 @@ impl Mds for Node {
     async fn complete_backup_parent(&self, _: Request<CompleteBackupParentRequest>) -> Answer<Empty> {
         absent()
     }
-    async fn list_backup_parents(&self, _: Request<ListBackupParentsRequest>) -> Answer<BackupParentList> {
-        absent()
+    async fn list_backup_parents(&self, r: Request<ListBackupParentsRequest>) -> Answer<BackupParentList> {
+        let inner = self.enter("list_backup_parents")?;
+        let after = r.into_inner().after;
+        let parents = inner.volumes.values().filter_map(|v| v.backup.clone()).filter(|parent| parent.layer > after).collect();
+        reply(inner, "list_backup_parents", BackupParentList { parents, more: false, cluster: Bytes::copy_from_slice(&CLUSTER) })
     }
     async fn list_volumes(&self, _: Request<ListVolumesRequest>) -> Answer<ListVolumesReply> {
         absent()

@@ -5,15 +5,18 @@ use super::volumes::volume;
 use super::{Core, names};
 use crate::machine::backups::{self, Listed, PLACEMENTS_MAX};
 use crate::machine::command::{Command, Outcome};
-use crate::machine::row::{BackupRow, ClusterRow, VolumeOptionsRow};
+use crate::liveness::Health;
+use crate::machine::row::{BackupRow, ChunkserverRow, ClusterRow, CopysetRow, PoolNameRow, VolumeOptionsRow, VolumeRow};
 use crate::machine::namespace;
 use crate::refusal::Refusal;
 use crate::segments;
-use ogee_common::id::LayerId;
+use ogee_common::id::{ChunkserverId, LayerId, PoolId};
 use ogee_common::limits::{BACKUP_BLOCK_BYTES_MAX, BACKUP_BLOCK_BYTES_MIN, SEGMENT_BYTES, VOLUME_BYTES_MAX};
 use ogee_common::qos::VolumeLimits;
 use ogee_common::rng;
+use ogee_proto::data::PASTE_SINCE;
 use ogee_proto::mds;
+use std::collections::BTreeSet;
 
 /// Layers of one page of a listing.
 const LISTED_MAX: usize = 256;
@@ -85,8 +88,25 @@ impl Core {
     pub(crate) async fn complete_backup_parent(&self, r: mds::CompleteBackupParentRequest) -> Result<mds::Empty, CallError> {
         let layer = LayerId(names::id("layer", r.layer)?);
         match self.propose(None, Command::CompleteBackup { layer }).await? {
-            Outcome::Done => Ok(mds::Empty {}),
+            Outcome::Done => {
+                self.tell_complete(layer);
+                Ok(mds::Empty {})
+            }
             _ => Err(CallError::Answer(crate::machine::command::DecodeError::Trailing)),
+        }
+    }
+
+    /// Tells the clients that write to something that stands on the layer. It only spares them the question: whoever does not hear of it asks when
+    /// the backup is gone.
+    fn tell_complete(&self, layer: LayerId) {
+        for volume in self.hub.watched() {
+            let stands = self.read(|tx| match tx.get::<VolumeRow>(&volume)? {
+                Some(row) => Ok(backups::bottom(tx, row.layer)? == Some(layer)),
+                None => Ok(false),
+            });
+            if stands.unwrap_or(false) {
+                self.hub.refresh(volume, || self.current(volume));
+            }
         }
     }
 
