@@ -392,6 +392,10 @@ pub const BACKUP_PROFILE_BYTES_MAX: usize = 2 << 20;
 pub const BOOT_PROFILE_RECORD_BYTES: u64 = 256 << 20;
 /// Blocks that a hydrator reads and pastes at once.
 pub const HYDRATE_BLOCKS_PARALLEL: usize = 8;
+/// A lazy restore waits this long for a removal of its backup that is under way: for as long as a remover waits for its cluster's word, and some more.
+pub const REMOVAL_WAIT: Duration = Duration::from_secs(20);
+/// How often it looks meanwhile.
+pub const REMOVAL_ASK_EVERY: Duration = Duration::from_millis(500);
 /// Leaves of a backup that an open volume keeps in memory: 40 KiB each, for 256 MiB of blocks of 256 KiB.
 pub const LAZY_LEAVES_MAX: usize = 256;
 
