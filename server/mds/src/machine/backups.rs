@@ -91,6 +91,14 @@ pub(crate) fn refuse_hydrating(tx: &Tx<'_>, layer: LayerId) -> Step<()> {
     }
 }
 
+/// Whether any layer stands on a backup.
+///
+/// # Errors
+/// Those of the rows only.
+pub(crate) fn is_any(tx: &Tx<'_>) -> Step<bool> {
+    Ok(!tx.scan::<BackupRow>(&(), None, 1)?.is_empty())
+}
+
 /// The layer needs its backup no more. Of a layer that stands on none, or is gone, nothing is asked.
 ///
 /// # Errors

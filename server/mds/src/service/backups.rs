@@ -75,13 +75,51 @@ impl Core {
         let options = VolumeOptionsRow { sector_bytes: names::sector_bytes(wish.sector_bytes)?, limits };
         let backup = row_of(&parent)?;
         self.lead().await?;
-        let candidates = self.candidates(self.read(|tx| namespace::pool(tx, &pool))?)?;
+        let pool_id = self.read(|tx| namespace::pool(tx, &pool))?;
+        self.check_protocol(pool_id)?;
+        let candidates = self.candidates(pool_id)?;
         let count = usize::try_from(backup.size_bytes.div_ceil(SEGMENT_BYTES)).unwrap_or(PLACEMENTS_MAX).min(PLACEMENTS_MAX);
         let choose = |_| segments::choose(&candidates, rng::nonzero_u64()).ok_or(CallError::NoRoom);
         let placements = (0..count).map(choose).collect::<Result<Vec<_>, _>>()?;
         let (size_bytes, create_parents) = (wish.size_bytes, wish.create_parents);
         let command = Command::CreateLazyVolume { path, size_bytes, owner, create_parents, pool, options, backup, placements };
         self.described(volume(self.propose(id, command).await?)?)
+    }
+
+    /// Refuses a pool in which a chunkserver would not understand pastes and masking zeroings: as a follower it would skip them, and nobody would notice.
+    ///
+    /// What chunkservers speak is in the leader's memory, from their heartbeats: it is about processes, not about the cluster's state, and a
+    /// command of its own would stop MDS nodes of older builds at the first heartbeat. So the state machine cannot refuse; whoever does not lead any more
+    /// cannot propose. Asked are those that have replicas of the pool, and those that are up and may get some.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for an older chunkserver; `Unavailable` while one with replicas was not heard of.
+    fn check_protocol(&self, pool: PoolId) -> Result<(), CallError> {
+        let (hosts, members) = self.read(|tx| {
+            let copysets = tx.scan::<CopysetRow>(&(), None, usize::MAX)?;
+            let of_pool = copysets.into_iter().filter(|(_, row)| row.pool == pool);
+            let hosts: BTreeSet<ChunkserverId> = of_pool.flat_map(|(_, row)| row.replicas).map(|r| r.chunkserver).collect();
+            let mut members = vec![];
+            for (id, row) in tx.scan::<ChunkserverRow>(&(), None, usize::MAX)? {
+                if tx.get::<PoolNameRow>(&row.pool)?.is_some_and(|PoolNameRow(id)| id == pool) {
+                    members.push(id);
+                }
+            }
+            Ok((hosts, members))
+        })?;
+        let (mut old, mut unheard) = (vec![], vec![]);
+        for id in members.into_iter().chain(hosts.iter().copied()).collect::<BTreeSet<_>>() {
+            match self.live.vitals(id).0.map(|v| v.protocol) {
+                Some(version) if version >= u32::from(PASTE_SINCE) => {}
+                _ if !hosts.contains(&id) && self.live.health(id) != Health::Up => {}
+                Some(_) => old.push(id),
+                None => unheard.push(id),
+            }
+        }
+        if !old.is_empty() {
+            return Err(CallError::OldChunkservers { chunkservers: old });
+        }
+        if unheard.is_empty() { Ok(()) } else { Err(CallError::Unheard { chunkservers: unheard }) }
     }
 
     /// A layer needs its backup no more; repeating it is no error.
