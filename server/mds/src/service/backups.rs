@@ -22,7 +22,7 @@ use std::collections::BTreeSet;
 const LISTED_MAX: usize = 256;
 
 /// From the state machine's words to those of `mds.proto`.
-fn message((layer, row, path): Listed) -> mds::BackupParent {
+pub(super) fn message((layer, row, path): Listed) -> mds::BackupParent {
     mds::BackupParent {
         layer: layer.0,
         repository: row.repository,
