@@ -254,12 +254,32 @@ async fn only_who_reads_backups_opens_the_volume() {
     assert!(matches!(refused, OpenError::Attach { .. }), "{refused}");
     let (f, _repo) = lazy(|_| ()).await;
     f.mds.inner().volumes.get_mut("vol").expect("the volume").backup = Some(m::BackupParent { repository: "other".into(), ..parent() });
-    let refused = Volume::open(&f.cluster, &name, mode).await.expect_err("another repository");
-    assert!(matches!(&refused, OpenError::NoRepository { source, .. } if source.0 == "other"), "{refused}");
+    for hides in [false, true] {
+        f.mds.inner().stat_hides_backups = hides;
+        let refused = Volume::open(&f.cluster, &name, mode).await.expect_err("another repository");
+        assert!(matches!(&refused, OpenError::NoRepository { source, .. } if source.0 == "other"), "{refused}");
+        assert_eq!(f.mds.calls("attach_volume"), usize::from(hides), "nobody is fenced if it is known before");
+    }
     assert_eq!(f.mds.inner().detaches, [false], "the attach was given back");
     f.mds.inner().volumes.get_mut("vol").expect("the volume").backup = Some(m::BackupParent { layer: LAYER + 1, ..parent() });
     let refused = Volume::open(&f.cluster, &name, mode).await.expect_err("not the layer below");
     assert!(matches!(refused, OpenError::BadGrant { field: "backup layer", .. }), "{refused}");
+}
+
+#[tokio::test]
+async fn a_writer_is_not_taken_from_by_who_cannot_read_the_backup() {
+    let (f, _repo) = lazy(|_| ()).await;
+    let writer = f.open().await;
+    write(&writer, 0, pattern(1, 4096)).await;
+    // A host with repositories, but not this one.
+    f.mds.inner().volumes.get_mut("vol").expect("the volume").backup = Some(m::BackupParent { repository: "other".into(), ..parent() });
+    let config = ClusterConfig { backups: Some(Arc::new(Repo::default())), ..f.mds.config() };
+    let cluster = Cluster::connect(config).await.expect("the MDS answers");
+    let name = VolumeRef::parse("vol").expect("a valid name");
+    let refused = Volume::open(&cluster, &name, OpenMode::ReadWrite { steal: true }).await.expect_err("no access");
+    assert!(matches!(&refused, OpenError::NoRepository { .. }), "{refused}");
+    assert_eq!(f.mds.calls("attach_volume"), 1, "the writer's own");
+    write(&writer, 4096, pattern(2, 4096)).await;
 }
 
 #[tokio::test]

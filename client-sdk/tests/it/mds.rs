@@ -44,6 +44,8 @@ pub(crate) struct Inner {
     pub(crate) snapshots: Vec<Snapshot>,
     /// Of each detach, whether it gave writes up.
     pub(crate) detaches: Vec<bool>,
+    /// As if a volume had come to stand on a backup between a stat and what follows.
+    pub(crate) stat_hides_backups: bool,
 }
 
 /// The shared state.
@@ -211,7 +213,8 @@ impl Mds for Node {
 
     async fn stat_volume(&self, r: Request<StatVolumeRequest>) -> Answer<Volume> {
         let inner = self.enter("stat_volume")?;
-        let found = inner.volumes.get(&r.into_inner().path).map(|v| v.volume.clone());
+        let backup = |v: &FakeVolume| v.backup.clone().filter(|_| !inner.stat_hides_backups);
+        let found = inner.volumes.get(&r.into_inner().path).map(|v| Volume { backup: backup(v), ..v.volume.clone() });
         found.map(Response::new).ok_or_else(|| refuse(MdsErrorKind::NotFound))
     }
 
