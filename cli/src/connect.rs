@@ -137,6 +137,14 @@ impl Context {
         Some(self.dev_dir()).filter(|dir| !elsewhere && dev::is_dev_dir(dir))
     }
 
+    /// Whether anything names a cluster, as for [`Context::cluster`].
+    #[must_use]
+    pub(crate) fn names_cluster(&self) -> bool {
+        let is_named = |list: String| !list.trim().is_empty();
+        let by_variable = std::env::var("OGEE_MDS").is_ok_and(is_named) || std::env::var_os("OGEE_DIR").is_some();
+        !self.global.mds.is_empty() || self.global.dir.is_some() || by_variable || dev::is_dev_dir(&self.dev_dir())
+    }
+
     /// How connections are made: as the options say, or as the dev cluster has it.
     fn network(&self) -> Result<Network, CliError> {
         let dir = self.global.tls_dir.clone().or_else(|| std::env::var_os("OGEE_TLS_DIR").map(PathBuf::from));

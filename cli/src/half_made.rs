@@ -7,7 +7,7 @@
 use crate::error::{CliError, ErrorKind};
 use crate::open::take_and_release;
 use crate::sdk_error::call_failed;
-use ogee_client::Cluster;
+use ogee_client::{Cluster, MdsCallError};
 use ogee_common::name::VolumePath;
 use ogee_proto::MdsErrorKind;
 use ogee_proto::mds as m;
@@ -49,24 +49,46 @@ pub(crate) async fn refuse_taken(cluster: &Cluster, path: &VolumePath) -> Result
 /// # Errors
 /// What the MDS refused.
 pub(crate) async fn create(cluster: &Cluster, wish: &Wish<'_>) -> Result<VolumePath, CliError> {
-    let name = format!("{}{}", wish.path, wish.suffix);
-    let path = VolumePath::parse(&name).map_err(|e| CliError::caused(ErrorKind::Usage, name.clone(), e))?;
-    let request = m::CreateVolumeRequest {
-        path: name.clone(),
-        size_bytes: wish.size_bytes,
-        owner: wish.owner.unwrap_or_default().to_owned(),
-        create_parents: true,
-        pool: wish.pool.to_owned(),
-        sector_bytes: wish.sector_bytes,
-        limits: None,
-    };
-    match cluster.mds().create_volume(request).await {
-        Ok(_) => Ok(path),
-        Err(e) if e.kind == MdsErrorKind::AlreadyExists => {
-            let advice = format!("the same command runs already, or one was killed; then: ogee volume rm {name} --force");
-            Err(call_failed(&format!("create volume {name}"), &e).with_advice(&advice))
-        }
-        Err(e) => Err(call_failed(&format!("create volume {name}"), &e)),
+    let (path, request) = wish.request()?;
+    let made = cluster.mds().create_volume(request).await;
+    made.map_err(|e| not_created(&path, &e))?;
+    Ok(path)
+}
+
+/// Makes the volume under its temporary name, standing on a backup; what the MDS says of it.
+///
+/// # Errors
+/// What the MDS refused.
+pub(crate) async fn create_on(cluster: &Cluster, wish: &Wish<'_>, backup: m::BackupParent) -> Result<(VolumePath, m::Volume), CliError> {
+    let (path, request) = wish.request()?;
+    let made = cluster.mds().create_lazy_volume(m::CreateLazyVolumeRequest { volume: Some(request), backup: Some(backup) }).await;
+    Ok((path.clone(), made.map_err(|e| not_created(&path, &e))?))
+}
+
+fn not_created(path: &VolumePath, error: &MdsCallError) -> CliError {
+    let failed = call_failed(&format!("create volume {path}"), error);
+    if error.kind == MdsErrorKind::AlreadyExists {
+        failed.with_advice(&format!("the same command runs already, or one was killed; then: ogee volume rm {path} --force"))
+    } else {
+        failed
+    }
+}
+
+impl Wish<'_> {
+    /// The temporary name, and the wish under it.
+    fn request(&self) -> Result<(VolumePath, m::CreateVolumeRequest), CliError> {
+        let name = format!("{}{}", self.path, self.suffix);
+        let path = VolumePath::parse(&name).map_err(|e| CliError::caused(ErrorKind::Usage, name.clone(), e))?;
+        let request = m::CreateVolumeRequest {
+            path: name,
+            size_bytes: self.size_bytes,
+            owner: self.owner.unwrap_or_default().to_owned(),
+            create_parents: true,
+            pool: self.pool.to_owned(),
+            sector_bytes: self.sector_bytes,
+            limits: None,
+        };
+        Ok((path, request))
     }
 }
 

@@ -296,15 +296,17 @@ async fn lived(cluster: &Cluster) {
     let info = cluster.json(&["volume", "info", "vm/a"]);
     assert_eq!((&info["backup"], &info["backup_repository"]), (&made["backup"], &Value::from("main")));
     without_access(cluster);
+    not_removed(cluster, made["backup"].as_str().expect("an identity"));
     let client = cluster.client();
     let mut a = Written { volume: open(&client, "vm/a", OpenMode::ReadWrite { steal: false }).await, model: image() };
     writes_to_missing_pages(&mut a).await;
     let (snapshot, mut c) = copies(cluster, &client, &mut a).await;
+    let reader = open(&client, "vm/a@s", OpenMode::ReadOnly).await;
     outage(cluster, &mut a).await;
     hydrated(cluster, &mut a, &mut c).await;
     a.is_right("hydrated").await;
     c.is_right("hydrated").await;
-    complete(cluster, (a, c), &snapshot).await;
+    complete(cluster, (a, c), (&reader, &snapshot)).await;
 }
 
 /// Who has no access is told so in one line, and the volume is left as it was.
@@ -316,6 +318,29 @@ fn without_access(cluster: &Cluster) {
     assert!(error.contains("\"main\""), "{error}");
     cluster.refused(&["restore", "golden", "vm/b", "--lazy", "--repo", "main", "--repo-config", "other.toml"]);
     cluster.refused(&["restore", "golden", "vm/a", "--lazy", "--repo", "main", "--repo-config", "snapclone.toml"]);
+}
+
+/// The backup is not removed under the volume, by hand either; and none is made on a backup that is being removed.
+fn not_removed(cluster: &Cluster, backup: &str) {
+    let repo = cluster.repo();
+    let rm: Vec<&str> = ["backup", "rm", backup].into_iter().chain(repo.iter().map(String::as_str)).collect();
+    let error = cluster.refused(&rm);
+    assert!(error.contains("vm/a") && error.contains("hydrate"), "{error}");
+    // What a remover leaves that was killed before it asked.
+    let record = cluster.path("repo/removals").join(backup).join("0000000000000001");
+    if !matches!(cluster.place, Place::Folder) {
+        return;
+    }
+    std::fs::create_dir_all(record.parent().expect("a folder")).expect("made");
+    std::fs::write(&record, b"{\"began_unix_ms\":1}").expect("written");
+    let error = cluster.refused(&["restore", "golden", "vm/z", "--lazy", "--repo", "main", "--repo-config", "snapclone.toml"]);
+    assert!(error.contains("is being removed"), "{error}");
+    let volumes = cluster.json(&["volume", "ls", "-r"]).to_string();
+    assert!(!volumes.contains("vm/z"), "{volumes}");
+    let gc: Vec<&str> = ["backup", "gc"].into_iter().chain(repo.iter().map(String::as_str)).collect();
+    assert_eq!(cluster.json(&gc)["removals_given_up"], 1);
+    cluster.lazily("vm/z", &["--no-hydrate"]);
+    cluster.json(&["volume", "rm", "vm/z"]);
 }
 
 /// Parts of pages, whole pages, zeroings; of data, of zeros, and over the end of both.
@@ -404,12 +429,20 @@ async fn hydrated(cluster: &Cluster, a: &mut Written, c: &mut Written) {
 }
 
 /// The backup is needed no more: the repository may go, and whoever knows of none opens the volumes.
-async fn complete(cluster: &Cluster, (a, c): (Written, Written), snapshot: &[u8]) {
+async fn complete(cluster: &Cluster, (a, c): (Written, Written), (reader, snapshot): (&Volume, &[u8])) {
     assert_eq!(cluster.json(&["volume", "info", "vm/a"])["backup"], "");
+    cluster.repository_is(false);
+    // Whoever opened it before needs it no more either, also for what was never written.
+    tokio::time::timeout(LIMIT, async {
+        a.is_right("without the repository").await;
+        c.is_right("without the repository").await;
+        assert!(whole(reader).await == snapshot, "the snapshot without the repository");
+    })
+    .await
+    .expect("nobody waits for a backup that is needed no more");
     for written in [&a, &c] {
         written.volume.detach().await.expect("detached");
     }
-    cluster.repository_is(false);
     let sum = |bytes: &[u8]| {
         use sha2::{Digest, Sha256};
         Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect::<String>()

@@ -273,12 +273,12 @@ fn removed_at_every_step(cluster: &Cluster, mut last: Snapclone, made: &[Value])
     last.kill();
     let id = |i: usize| made[i]["backup"].as_str().expect("an identity").to_owned();
     let mut tasks = vec![];
-    for (i, step) in ["remove-noted", "remove-removed"].into_iter().enumerate() {
+    for (i, step) in ["remove-noted", "remove-begun", "remove-removed"].into_iter().enumerate() {
         tasks.push(cluster.leave(&["backup", "rm", &id(i)]));
         cluster.snapclone(step).died(step, cluster);
     }
     let _last = cluster.snapclone("");
-    tasks.extend((2..made.len()).map(|i| cluster.leave(&["backup", "rm", &id(i)])));
+    tasks.extend((3..made.len()).map(|i| cluster.leave(&["backup", "rm", &id(i)])));
     for task in &tasks {
         let done = cluster.until("the removal", task, |t| t["ended_unix_ms"] != 0);
         assert_eq!(done["state"], "done", "{done}");
@@ -288,6 +288,7 @@ fn removed_at_every_step(cluster: &Cluster, mut last: Snapclone, made: &[Value])
     assert_eq!(cluster.json(&["task", "watch", &gc])["state"], "done");
     assert_eq!(count_files(&cluster.path("repo/blocks")), BLOCKS, "nothing is left of what was removed or interrupted");
     assert_eq!(count_files(&cluster.path("repo/runs")), 0);
+    assert_eq!(count_files(&cluster.path("repo/removals")), 0);
     let check = cluster.leave(&["backup", "verify", "golden"]);
     assert_eq!(cluster.json(&["task", "watch", &check])["result"]["damaged"], 0);
     // What cannot be done fails with a reason.

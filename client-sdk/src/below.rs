@@ -1,15 +1,16 @@
 //! What a granted attach stands on, if that is a backup: checked, opened, and started with the volume.
 //!
 //! Used by `volume.rs`. Invariants: a grant whose backup is not that of the last of its ancestry is refused; an attach of a volume whose backup this
-//! process cannot read is given back before anything was done with it. Absent: the IO, which is `thin.rs`.
+//! process cannot read is not asked for, as far as that is known before, or given back before anything was done with it. Absent: the IO, which is `thin.rs`.
 
 use crate::attachment::Attachment;
-use crate::backup::{BackupParent, UnknownRepository};
+use crate::backup::{BackupParent, UnknownRepository, can_read};
 use crate::cluster::Cluster;
 use crate::lazy::Lazy;
 use crate::session::Session;
 use crate::thin;
-use ogee_proto::mds::{AttachGrant, DetachVolumeRequest};
+use crate::volume::OpenError;
+use ogee_proto::mds::{AttachGrant, DetachVolumeRequest, StatVolumeRequest};
 use std::sync::{Arc, PoisonError};
 use tokio::sync::mpsc;
 
@@ -26,6 +27,23 @@ pub(crate) enum BadBelow {
     Field(&'static str),
     /// This process has no access to the repository.
     NoAccess(UnknownRepository),
+}
+
+/// Refuses to attach a volume for writing whose backup this process cannot read, before its present writer is fenced. The grant is checked again: another
+/// volume may have the name by then.
+///
+/// # Errors
+/// [`OpenError::NoRepository`]; what the MDS refused.
+pub(crate) async fn look_first(cluster: &Cluster, name: &str, path: &str) -> Result<(), OpenError> {
+    let opener = cluster.0.config.backups.as_ref();
+    if opener.is_none() {
+        // The MDS itself grants such a volume only to who says that it reads backups.
+        return Ok(());
+    }
+    let found = cluster.mds().stat_volume(StatVolumeRequest { path: path.to_owned() }).await;
+    let found = found.map_err(|source| OpenError::Attach { volume: name.to_owned(), source })?;
+    let readable = found.backup.as_ref().map_or(Ok(()), |message| can_read(opener, message));
+    readable.map_err(|source| OpenError::NoRepository { volume: name.to_owned(), source })
 }
 
 /// What a granted volume stands on.

@@ -8,9 +8,10 @@
 use crate::attempt::{Action, DataPath, Failure, Outcome, Request};
 use crate::block_device::{Extent, ExtentKind, Moment};
 use crate::io::Unplaced;
+use crate::lazy::Told;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use ogee_common::geometry::{ChunkSpan, chunk_spans, segment_of};
-use ogee_common::id::ChunkIndex;
+use ogee_common::id::{ChunkIndex, CopysetId};
 use ogee_common::limits::{
     CHUNK_BYTES, EXTENT_CHUNKS_MAX, EXTENT_CHUNKS_PARALLEL, EXTENT_SEGMENTS_MAX, PAGE_BYTES, SEGMENT_BYTES,
 };
@@ -80,23 +81,25 @@ impl DataPath<'_> {
     }
 
     async fn page_map(&self, chunk: ChunkIndex, since: Option<Moment>) -> Result<PageMapReply, Failure> {
-        let mut map = self.stored(chunk, since).await?;
-        self.tell_backup(chunk, &mut map).await?;
-        Ok(map)
+        let Some(copyset) = self.copyset(chunk, Unplaced::Fine).await? else { return Ok(PageMapReply::unknown()) };
+        // Before the map: with a layer that becomes complete behind it, holes of the map would hide what was pasted since.
+        let lazy = self.lazy_at(chunk, 0);
+        let mut map = self.ask_page_map(copyset, chunk, since).await?;
+        match lazy {
+            Some(lazy) if self.tell_backup(lazy, chunk, &mut map).await? == Told::Complete => self.ask_page_map(copyset, chunk, since).await,
+            _ => Ok(map),
+        }
     }
 
     /// What the cluster holds of a chunk, without what is in a backup alone.
-    pub(crate) async fn stored(&self, chunk: ChunkIndex, since: Option<Moment>) -> Result<PageMapReply, Failure> {
-        let Some(copyset) = self.copyset(chunk, Unplaced::Fine).await? else { return Ok(PageMapReply::unknown()) };
-        let in_flight = self.session.admit(ANSWER_BYTES).await;
+    pub(crate) async fn ask_page_map(&self, copyset: CopysetId, chunk: ChunkIndex, since: Option<Moment>) -> Result<PageMapReply, Failure> {
+        let _in_flight = self.session.admit(ANSWER_BYTES).await;
         let span = ChunkSpan { chunk, offset: 0, len: CHUNK_BYTES, buffer_offset: 0 };
         let mut request = Request { copyset, span, action: Action::PageMap(since) };
-        let map = match self.run(&mut request, None).await? {
+        Ok(match self.run(&mut request, None).await? {
             Outcome::PageMap(map) => *map,
             Outcome::Done | Outcome::Read(_) | Outcome::Thin(..) => PageMapReply::unknown(),
-        };
-        drop(in_flight);
-        Ok(map)
+        })
     }
 }
 

@@ -82,6 +82,11 @@ impl DataPath<'_> {
         if let Some(lazy) = self.lazy_at(span.chunk, span.offset) {
             return Box::pin(self.read_thin(lazy, copyset, span)).await;
         }
+        self.read_plain(copyset, span).await
+    }
+
+    /// Reads a span of which nothing is read from a backup.
+    pub(crate) async fn read_plain(&self, copyset: CopysetId, span: ChunkSpan) -> Result<ReadPiece, Failure> {
         let _in_flight = self.session.admit(span.len).await;
         let outcome = self.run(&mut Request { copyset, span, action: Action::Read }, None).await?;
         Ok(outcome.into_piece(span.len))
@@ -217,33 +222,36 @@ impl DataPath<'_> {
 
     /// Waits for the time to repeat a failed call to the MDS, if it may be repeated; the next pause is longer.
     async fn pause_before_repeating(&self, error: MdsCallError, pause: &mut Duration) -> Result<(), Failure> {
-        self.judge_mds(error)?;
+        self.at.judge_mds(error)?;
         tokio::time::sleep(rng::jitter(*pause)).await;
         *pause = (*pause * 2).min(self.at.cluster.config.timing.backoff_max);
         Ok(())
     }
+}
 
-    /// Whether a failed call to the MDS may be repeated.
-    fn judge_mds(&self, error: MdsCallError) -> Result<(), Failure> {
+impl Attachment {
+    /// Whether a failed call to the MDS may be repeated; ends the attach when the refusal means that.
+    ///
+    /// # Errors
+    /// What the IO that made the call comes to.
+    pub(crate) fn judge_mds(&self, error: MdsCallError) -> Result<(), Failure> {
         let kind = match error.kind {
             MdsErrorKind::Unavailable | MdsErrorKind::NotLeader => return Ok(()),
-            MdsErrorKind::NoSpace if self.at.cluster.config.no_space == NoSpacePolicy::Wait => return Ok(()),
+            MdsErrorKind::NoSpace if self.cluster.config.no_space == NoSpacePolicy::Wait => return Ok(()),
             MdsErrorKind::NoSpace => IoErrorKind::NoSpace,
             MdsErrorKind::Fenced | MdsErrorKind::Attached => {
-                self.at.end(true);
+                self.end(true);
                 IoErrorKind::Fenced
             }
             MdsErrorKind::NotFound => {
-                self.at.end(false);
+                self.end(false);
                 IoErrorKind::Closed
             }
             _ => IoErrorKind::InvalidInput,
         };
         Err(Failure { kind, source: Some(Box::new(error)) })
     }
-}
 
-impl Attachment {
     /// Asks the MDS for the replicas of copysets that are new to this process. A failure is no harm: `resolve.rs` asks
     /// again when they are needed.
     pub(crate) async fn learn_replicas(&self, copysets: &[CopysetId]) {

@@ -41,9 +41,9 @@ impl DataPath<'_> {
         let mut space = VolumeSpace::default();
         for segment in 0..segments {
             let first = segment * SEGMENT_CHUNKS;
-            if self.copyset(ChunkIndex(first), Unplaced::Fine).await?.is_some() {
+            if let Some(copyset) = self.copyset(ChunkIndex(first), Unplaced::Fine).await? {
                 let chunks = u32::try_from(size.div_ceil(u64::from(CHUNK_BYTES))).expect("volumes are bounded");
-                let ask = |chunk| async move { self.stored(ChunkIndex(chunk), parent).await };
+                let ask = |chunk| async move { self.ask_page_map(copyset, ChunkIndex(chunk), parent).await };
                 let asked = stream::iter(first..chunks.min(first + SEGMENT_CHUNKS)).map(ask).buffer_unordered(EXTENT_CHUNKS_PARALLEL);
                 let mut asked = std::pin::pin!(asked);
                 while let Some(map) = asked.try_next().await? {

@@ -9,13 +9,15 @@
 //!   zeros there, the write or zeroing is sent. A page that is present stays present (`ogee_chunkserver::store::paste`), so nothing that
 //!   happens in between, and no repetition of the request, can make it missing again.
 //! - Zeroings of whole pages say that they mask: without anything below them a copyset would record nothing.
+//! - A layer that became complete is asked again (`lazy.rs`): no zeros are made of an answer from before. A part of a page may be changed then without a
+//!   second look: the page is present by now, or the backup has zeros there.
 //! - Pasting is never needed for a read to be right; what is offered in the background may fail or be dropped.
 
 use crate::attachment::Attachment;
 use crate::attempt::{Action, DataPath, Failure, Outcome, Request};
 use crate::block_device::ReadPiece;
 use crate::io::Unplaced;
-use crate::lazy::Lazy;
+use crate::lazy::{Lazy, Told};
 use crate::session::Session;
 use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt, stream};
@@ -96,7 +98,9 @@ impl DataPath<'_> {
         let (piece, missing) = self.ask_thin(copyset, span).await?;
         let mut filled = Filled::AsRead(piece);
         for range in missing_ranges(&span, &missing) {
-            self.fill(lazy, &span, range, &mut filled).await?;
+            if self.fill(lazy, &span, range, &mut filled).await? == Told::Complete {
+                return self.read_plain(copyset, span).await;
+            }
         }
         Ok(filled.into_piece())
     }
@@ -110,13 +114,14 @@ impl DataPath<'_> {
     }
 
     /// Puts in what the backup holds of a range of the span.
-    async fn fill(&self, lazy: &Lazy, span: &ChunkSpan, range: Range<usize>, filled: &mut Filled) -> Result<(), Failure> {
+    async fn fill(&self, lazy: &Lazy, span: &ChunkSpan, range: Range<usize>, filled: &mut Filled) -> Result<Told<()>, Failure> {
         let start = chunk_start(span.chunk) + u64::from(span.offset);
         let (mut at, end) = (start + range.start as u64, (start + range.end as u64).min(lazy.parent.size_bytes));
         while at < end {
             let block = lazy.parent.block_of(at);
             let stop = end.min(lazy.parent.block_start(block + 1));
-            if let Some(content) = lazy.block(&self.at.gate, block).await? {
+            let Told::Held(content) = lazy.block(self.at, block).await? else { return Ok(Told::Complete) };
+            if let Some(content) = content {
                 let within = |offset: u64| usize::try_from(offset).expect("spans and blocks are bounded");
                 let from = within(at - lazy.parent.block_start(block));
                 filled.put(within(at - start), &content[from..from + within(stop - at)]);
@@ -124,7 +129,7 @@ impl DataPath<'_> {
             }
             at = stop;
         }
-        Ok(())
+        Ok(Told::Held(()))
     }
 
     /// Makes sure of the pages that a span covers in part, before they are changed.
@@ -146,7 +151,7 @@ impl DataPath<'_> {
         let at = chunk_start(chunk) + u64::from(span.offset);
         let block = lazy.parent.block_of(at);
         // Of zeros nothing needs to be pasted: that is what the copyset takes a missing page for.
-        let Some(content) = lazy.block(&self.at.gate, block).await? else { return Ok(()) };
+        let Told::Held(Some(content)) = lazy.block(self.at, block).await? else { return Ok(()) };
         self.paste(lazy, copyset, (block, &content), |p| p == page % PAGES_PER_ROW).await
     }
 
@@ -165,23 +170,25 @@ impl DataPath<'_> {
         self.run(&mut Request { copyset, span, action }, None).await.map(drop)
     }
 
-    /// Says of pages that are missing, and of which the backup may hold something, that they are data.
-    pub(crate) async fn tell_backup(&self, chunk: ChunkIndex, map: &mut PageMapReply) -> Result<(), Failure> {
-        let Some(lazy) = self.lazy_at(chunk, 0) else { return Ok(()) };
+    /// Says of pages that are missing, and of which the backup may hold something, that they are data. `Complete`: the map is of before the layer
+    /// was that.
+    pub(crate) async fn tell_backup(&self, lazy: &Lazy, chunk: ChunkIndex, map: &mut PageMapReply) -> Result<Told<()>, Failure> {
         let end = (chunk_start(chunk) + u64::from(CHUNK_BYTES)).min(lazy.parent.size_bytes);
         for block in lazy.parent.block_of(chunk_start(chunk))..=lazy.parent.block_of(end - 1) {
             let first = page_in_chunk(chunk, lazy.parent.block_start(block));
             let pages = first..page_in_chunk(chunk, lazy.parent.block_start(block + 1).min(end.next_multiple_of(u64::from(PAGE_BYTES))));
             let is_missing = |map: &PageMapReply, page| !map.data.contains(page) && !map.zero.contains(page);
-            if pages.clone().any(|page| is_missing(map, page)) && lazy.holds_data(&self.at.gate, block).await? {
-                for page in pages {
-                    if is_missing(map, page) {
-                        map.data.insert(page);
-                    }
+            if !pages.clone().any(|page| is_missing(map, page)) {
+                continue;
+            }
+            let Told::Held(holds_data) = lazy.holds_data(self.at, block).await? else { return Ok(Told::Complete) };
+            for page in pages.filter(|_| holds_data) {
+                if is_missing(map, page) {
+                    map.data.insert(page);
                 }
             }
         }
-        Ok(())
+        Ok(Told::Held(()))
     }
 }
 

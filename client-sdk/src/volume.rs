@@ -73,7 +73,7 @@ pub enum OpenError {
         /// What was asked for.
         volume: String,
     },
-    /// It stands on a backup in a repository that this process has no access to; the attach was given back.
+    /// It stands on a backup in a repository that this process has no access to: it was not attached, or the attach was given back.
     #[error("{volume} stands on a backup that this process cannot read")]
     NoRepository {
         /// What was asked for.
@@ -129,6 +129,9 @@ impl Volume {
             description: cluster.0.config.description.clone(),
             reads_backups: cluster.0.config.backups.is_some(),
         };
+        if mode != OpenMode::ReadOnly {
+            Box::pin(below::look_first(cluster, &name, &request.path)).await?;
+        }
         let attach = cluster.mds().attach_volume(request);
         let grant = attach.await.map_err(|source| OpenError::Attach { volume: name.clone(), source })?;
         let bad = |field| OpenError::BadGrant { volume: name.clone(), field };

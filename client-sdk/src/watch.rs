@@ -1,4 +1,4 @@
-//! The control task of a write attach: listens to the MDS for holds, new seqs, sizes and limits, and the end of the attach.
+//! The control task of a write attach: listens to the MDS for holds, new seqs, sizes and limits, that the backup below is needed no more, and the end of the attach.
 //!
 //! Runs on the control thread; owned by the `Attachment`, which it knows only weakly. Invariants: IO never waits for
 //! this task unless a hold is under way; when the stream ends, a new one is opened to whoever leads the MDS, for ever;
@@ -159,6 +159,9 @@ impl Watcher {
                 // First the task, so that no acknowledgement is sent for a hold that is over.
                 self.holding = None;
                 at.gate.release(ogee_common::id::VolumeSeq(state.seq));
+                if let Some(lazy) = at.lazy.as_ref().filter(|_| state.complete) {
+                    lazy.complete();
+                }
                 at.grow(state.size_bytes);
                 at.limit(volume_limits(state.limits.as_ref()));
             }

@@ -387,12 +387,20 @@ pub const LAZY_PASTE_TIMEOUT: Duration = Duration::from_secs(30);
 pub const LAZY_RETRY_MIN: Duration = Duration::from_millis(100);
 /// Longest such pause: a repository that is back is noticed within it.
 pub const LAZY_RETRY_MAX: Duration = Duration::from_secs(3);
+/// While a backup is not read, the MDS is asked this often whether the volume still stands on it.
+pub const LAZY_ASK_EVERY: Duration = Duration::from_secs(2);
+/// An answer to that is waited for this long before the backup is tried again.
+pub const LAZY_ASK_TIMEOUT: Duration = Duration::from_secs(3);
 /// Bytes of a boot profile: text of 65,536 runs of pages.
 pub const BACKUP_PROFILE_BYTES_MAX: usize = 2 << 20;
 /// Pages that are recorded for a boot profile: 256 MiB, more than an image needs to its prompt.
 pub const BOOT_PROFILE_RECORD_BYTES: u64 = 256 << 20;
 /// Blocks that a hydrator reads and pastes at once.
 pub const HYDRATE_BLOCKS_PARALLEL: usize = 8;
+/// A lazy restore waits this long for a removal of its backup that is under way: for as long as a remover waits for its cluster's word, and some more.
+pub const REMOVAL_WAIT: Duration = Duration::from_secs(20);
+/// How often it looks meanwhile.
+pub const REMOVAL_ASK_EVERY: Duration = Duration::from_millis(500);
 /// Leaves of a backup that an open volume keeps in memory: 40 KiB each, for 256 MiB of blocks of 256 KiB.
 pub const LAZY_LEAVES_MAX: usize = 256;
 

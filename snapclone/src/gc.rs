@@ -7,6 +7,7 @@
 use crate::error::RepoError;
 use crate::index::{IndexKey, seal_index};
 use crate::layout::{BLOCKS, BlockRef, INDEXES, RUNS, parse_run_record, profile_key, run_record};
+use crate::removal;
 use crate::repository::Repository;
 use crate::run::{open_runs, read_record};
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -20,6 +21,8 @@ use std::time::Duration;
 pub struct GcReport {
     /// Runs that were given up.
     pub runs_given_up: u64,
+    /// Removals that were given up.
+    pub removals_given_up: u64,
     /// Backups whose index was deleted.
     pub backups: u64,
     /// Blocks deleted.
@@ -38,6 +41,8 @@ pub struct GcReport {
 pub async fn collect(repo: &Repository, abandon_after: Duration) -> Result<GcReport, RepoError> {
     let mut report = GcReport::default();
     let backend = &repo.backend;
+    // 0. Removals whose remover died.
+    report.removals_given_up = removal::give_up(repo, abandon_after).await?;
     // 1. Marks, before runs are looked at.
     let removed: HashSet<IndexKey> = repo.removed_keys().await?.into_iter().collect();
     // 2. Runs that died can never publish afterwards.

@@ -13,6 +13,10 @@ pub(crate) const BLOCKS: &str = "blocks/";
 pub(crate) const INDEXES: &str = "index/";
 /// Prefix of marks of removed indexes; then as the index.
 pub(crate) const REMOVED: &str = "removed/";
+/// Prefix of the records of removals that have begun, and of what was decided about them; then run of the backup and number.
+pub(crate) const REMOVALS: &str = "removals/";
+/// What the name of a decision ends in.
+const DECISION: &str = "-decision";
 /// Prefix of the records of open runs.
 pub(crate) const RUNS: &str = "runs/";
 
@@ -50,6 +54,44 @@ impl BlockRef {
         let (run, address) = key.strip_prefix(BLOCKS)?.split_once('/')?;
         let found = Self { run: parse_run(run)?, address: unhex(address)? };
         (!found.is_zeros()).then_some(found)
+    }
+}
+
+/// A removal of a backup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RemovalKey {
+    /// The backup.
+    pub run: u64,
+    /// Random, of this removal only.
+    pub number: u64,
+}
+
+impl RemovalKey {
+    /// Prefix of the names of a backup's removals.
+    pub(crate) fn of(run: u64) -> String {
+        format!("{REMOVALS}{run:016x}/")
+    }
+
+    /// The name of its record.
+    pub(crate) fn record(&self) -> String {
+        format!("{}{:016x}", Self::of(self.run), self.number)
+    }
+
+    /// The name of what was decided about it.
+    pub(crate) fn decision(&self) -> String {
+        format!("{}{DECISION}", self.record())
+    }
+
+    /// From the name of its record, or of the decision: then the second is `false`.
+    pub(crate) fn parse(key: &str) -> Option<(Self, bool)> {
+        let (record, is_record) = key.strip_suffix(DECISION).map_or((key, true), |record| (record, false));
+        let (run, number) = record.strip_prefix(REMOVALS)?.split_once('/')?;
+        Some((Self { run: parse_run(run)?, number: parse_run(number)? }, is_record))
+    }
+
+    /// From the name of its record.
+    pub(crate) fn parse_record(key: &str) -> Option<Self> {
+        Self::parse(key).filter(|(_, is_record)| *is_record).map(|(key, _)| key)
     }
 }
 
@@ -117,5 +159,11 @@ mod tests {
             assert_eq!(BlockRef::parse(bad), None, "{bad}");
         }
         assert_eq!(parse_run("+000000000000001"), None);
+        let removal = RemovalKey { run: 7, number: 9 };
+        assert_eq!(removal.record(), "removals/0000000000000007/0000000000000009");
+        assert_eq!(RemovalKey::parse(&removal.record()), Some((removal, true)));
+        assert_eq!(RemovalKey::parse(&removal.decision()), Some((removal, false)));
+        assert_eq!(RemovalKey::parse_record(&removal.decision()), None);
+        assert_eq!(RemovalKey::parse("removals/0000000000000007/9"), None);
     }
 }

@@ -7,7 +7,8 @@
 //! | `backend.rs`, `dir.rs`, `s3.rs` | where objects lie: a local directory, S3 |
 //! | `seal.rs`, `key_file.rs` | an object's bytes: compression, encryption, content addresses |
 //! | `layout.rs`, `index.rs` | names of objects; the index of a backup, its leaves and its Merkle root |
-//! | `repository.rs` | opening, listing, reading and removing |
+//! | `repository.rs` | opening, listing and reading |
+//! | `removal.rs` | removing, beside lazy restores |
 //! | `run.rs` | a backup that is being made: its record, deduplication, publishing |
 //! | `base.rs` | the backup on which the next one is built |
 //! | `succession.rs` | several runs of which one makes the backup, because owners die |
@@ -35,6 +36,7 @@ mod layout;
 mod lazy;
 mod place;
 mod profile;
+mod removal;
 mod repository;
 mod restore;
 mod run;
@@ -54,6 +56,7 @@ pub use key_file::KeyFile;
 pub use lazy::{Repositories, RepositoryBackup, parent_of};
 pub use place::Place;
 pub use profile::BootProfile;
+pub use removal::{Removal, standing_on};
 pub use repository::{OpenOptions, Repository};
 pub use restore::{RestoreReport, restore};
 pub use s3::S3Options;

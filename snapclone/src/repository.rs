@@ -1,4 +1,4 @@
-//! An open repository: its description, listing, reading and removing backups.
+//! An open repository: its description, listing and reading backups. Removing them is `removal.rs`.
 //!
 //! Invariant: content is returned only if it has the address it was asked by.
 
@@ -131,24 +131,6 @@ impl Repository {
         // Damaged ones cannot be asked for their names.
         let newest = self.backups().await?.into_iter().filter_map(Result::ok).rfind(is_named);
         newest.ok_or_else(|| RepoError::new(RepoErrorKind::NotFound, "find", name, "there is no such backup; see: ogee backup ls"))
-    }
-
-    /// Marks a backup as removed, whole or damaged: it shows no more. Its space comes back with the next collection.
-    ///
-    /// # Errors
-    /// [`RepoErrorKind::NotFound`], or the mark cannot be written.
-    pub async fn remove(&self, id: BackupId) -> Result<(), RepoError> {
-        let keys = self.index_keys().await?;
-        let key = keys.iter().find(|k| k.run == id.0);
-        let missing = || RepoError::new(RepoErrorKind::NotFound, "remove", id.to_string(), "there is no such backup");
-        let key = key.ok_or_else(missing)?;
-        // The note that a run was given up stays for ever: without it that run could publish.
-        if let Ok(None) = self.index(key).await {
-            return Err(missing());
-        }
-        // A mark that is there already is as good.
-        self.backend.create(&key.removed_key(), b"removed".to_vec()).await?;
-        self.backend.settle().await
     }
 
     /// Names of indexes that are not marked as removed, in the order of volumes and generations.

@@ -4,12 +4,14 @@ use super::place::{IfMissing, RepoArgs, repo_failed};
 use crate::connect::Context;
 use crate::error::{CliError, ErrorKind};
 use crate::output::{Progress, Table, counted, date, elapsed_ms};
+use crate::sdk_error::call_failed;
 use crate::task;
 use clap::Args;
+use ogee_client::MdsClient;
 use ogee_common::clock;
 use ogee_common::size::ByteLen;
 use ogee_snapclone::service::{GcTask, OneTask, VerifyTask, Work};
-use ogee_snapclone::{Index, collect};
+use ogee_snapclone::{BackupId, Index, collect, standing_on};
 use serde::Serialize;
 use std::time::Duration;
 
@@ -40,6 +42,9 @@ pub(crate) struct RmArgs {
     /// Leave it to snapclone as a task: --repo is the repository's name in its configuration
     #[arg(long)]
     detach: bool,
+    /// Do not ask the cluster whether a volume stands on the backup: such a volume loses what is not filled yet
+    #[arg(long, conflicts_with = "detach")]
+    force: bool,
 }
 
 /// Arguments of `backup verify`.
@@ -172,9 +177,10 @@ pub(crate) async fn verify(context: &Context, args: &VerifyArgs) -> Result<(), C
     context.out.result(&result, |_| format!("backup {} {whole}: {} read", index.id, ByteLen(report.bytes)))
 }
 
-/// Carries out `backup rm`. A damaged backup is removed by its whole identity.
+/// Carries out `backup rm`. A damaged backup is removed by its whole identity. The cluster that is named is asked whether a volume stands on the
+/// backup; without one the backup is removed with a warning, as from a host of a repository only.
 pub(crate) async fn rm(context: &Context, args: &RmArgs) -> Result<(), CliError> {
-    let RmArgs { one: args, detach } = args;
+    let RmArgs { one: args, detach, force } = args;
     if *detach {
         let work = Work::Remove(OneTask { backup: args.backup.clone() });
         return task::leave(context, &work, args.repo.name()?).await;
@@ -182,11 +188,45 @@ pub(crate) async fn rm(context: &Context, args: &RmArgs) -> Result<(), CliError>
     let repo = args.repo.open(IfMissing::Fail).await?;
     let is_whole_id = args.backup.len() == 16 && args.backup.bytes().all(|b| b.is_ascii_hexdigit());
     let id = match u64::from_str_radix(&args.backup, 16) {
-        Ok(id) if is_whole_id => ogee_snapclone::BackupId(id),
+        Ok(id) if is_whole_id => BackupId(id),
         _ => repo.find(&args.backup).await.map_err(repo_failed)?.backup_id(),
     };
-    repo.remove(id).await.map_err(repo_failed)?;
+    // Before anything is begun: a connection that cannot be set up.
+    let cluster = if *force || !context.names_cluster() { None } else { Some(context.mds()?) };
+    let removal = repo.begin_removal(id).await.map_err(repo_failed)?;
+    let refused = match &cluster {
+        Some(mds) => refusal(mds, id).await,
+        None => None,
+    };
+    if let Some(refused) = refused {
+        return Err(match removal.take_back().await {
+            Ok(()) => refused,
+            Err(e) => {
+                context.out.warn(&repo_failed(e).within("take the removal back; ogee backup gc does it after an hour").chain());
+                refused
+            }
+        });
+    }
+    removal.carry_out().await.map_err(repo_failed)?;
+    if cluster.is_none() && !*force {
+        context.out.warn("no cluster is named, so none was asked whether a volume stands on the backup (--mds)");
+    }
     context.out.result(&serde_json::json!({"removed": id.to_string()}), |_| format!("removed {id}"))
+}
+
+/// Why a cluster does not want a backup to be removed.
+async fn refusal(mds: &MdsClient, id: BackupId) -> Option<CliError> {
+    match standing_on(mds, id).await {
+        Ok(None) => None,
+        Ok(Some(what)) => {
+            let text = format!("{what} stands on backup {id}");
+            Some(CliError::new(ErrorKind::Conflict, text).with_advice("wait until its hydrate task is done: ogee task ls --open"))
+        }
+        Err(e) => {
+            let error = call_failed("ask whether a volume stands on the backup", &e);
+            Some(error.with_advice("nothing was removed; without asking: ogee backup rm --force"))
+        }
+    }
 }
 
 /// Carries out `backup gc`.
@@ -200,7 +240,7 @@ pub(crate) async fn gc(context: &Context, args: &GcArgs) -> Result<(), CliError>
     let report = done.map_err(|e| repo_failed(e).within("collect garbage"))?;
     let result = serde_json::json!({
         "blocks_deleted": report.blocks, "blocks_kept": report.kept_blocks, "backups_deleted": report.backups,
-        "runs_given_up": report.runs_given_up, "temporary_deleted": report.temporary,
+        "runs_given_up": report.runs_given_up, "removals_given_up": report.removals_given_up, "temporary_deleted": report.temporary,
     });
     context.out.result(&result, |_| {
         format!("{} blocks deleted, {} kept; {} interrupted backups given up", report.blocks, report.kept_blocks, report.runs_given_up)

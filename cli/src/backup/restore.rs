@@ -1,15 +1,15 @@
 //! `ogee restore`: a backup becomes a new volume, in the cluster it came from or another.
 //!
-//! The volume is filled as `VOLUME.restoring` and gets its name when everything was proved and flushed.
+//! The volume is filled as `VOLUME.restoring` and gets its name when everything was proved and flushed; with `--lazy` when it stands on a backup that is
+//! not being removed.
 
 use super::place::{IfMissing, RepoArgs, repo_failed, transfer_failed};
 use crate::connect::{COMMAND_IO_TIMEOUT, Context};
 use crate::error::{CliError, ErrorKind};
-use crate::half_made::{Wish, create, refuse_taken, rename, take_back};
+use crate::half_made::{Wish, create, create_on, refuse_taken, rename, take_back};
 use crate::names;
 use crate::open::{close_volume, open_volume};
 use crate::output::{Progress, elapsed_ms};
-use crate::sdk_error::call_failed;
 use crate::signals::StopSignals;
 use crate::task;
 use crate::volume::sector_size;
@@ -20,7 +20,6 @@ use ogee_common::limits::{PAGE_BYTES, SECTOR_BYTES, VOLUME_BYTES_MIN};
 use ogee_common::name::{VolumePath, VolumeRef};
 use ogee_common::size::{ByteLen, parse_bytes};
 use ogee_snapclone::service::{RestoreTask, Work};
-use ogee_proto::mds as m;
 use ogee_snapclone::{Index, Repository, RestoreReport, Throttle, parent_of, restore};
 use serde::Serialize;
 
@@ -154,26 +153,35 @@ async fn lazily(context: &Context, args: RestoreArgs) -> Result<(), CliError> {
     let repo = place.open(false).await.map_err(|e| repo_failed(e).within(format!("open repository {name}")))?;
     let index = repo.find(&args.backup).await.map_err(repo_failed)?;
     let cluster = context.cluster(Some(COMMAND_IO_TIMEOUT))?;
+    refuse_taken(&cluster, &args.volume).await?;
     let size_bytes = index.size_bytes.next_multiple_of(u64::from(PAGE_BYTES)).max(VOLUME_BYTES_MIN);
-    let wish = m::CreateVolumeRequest {
-        path: args.volume.to_string(),
+    let wish = Wish {
+        path: &args.volume,
+        suffix: SUFFIX,
         size_bytes,
-        owner: args.owner.unwrap_or_default(),
-        create_parents: true,
-        pool: args.pool,
+        owner: args.owner.as_deref(),
+        pool: &args.pool,
         sector_bytes: args.sector_size,
-        limits: None,
     };
     let parent = parent_of(&index, &name).map_err(repo_failed)?;
-    let made = cluster.mds().create_lazy_volume(m::CreateLazyVolumeRequest { volume: Some(wish), backup: Some(parent) }).await;
-    let volume = made.map_err(|e| call_failed(&format!("create volume {}", args.volume), &e))?;
+    let (temporary, volume) = create_on(&cluster, &wish, parent).await?;
+    // The removal of a backup asks what stands on it; one that asked before the volume was there has left a record or a mark.
+    let kept = repo.refuse_removed(index.backup_id()).await.map_err(repo_failed);
+    let named = match kept {
+        Ok(()) => rename(&cluster, &temporary, &args.volume).await,
+        refused => refused,
+    };
+    if let Err(e) = named {
+        return Err(take_back(&cluster, &temporary, e).await);
+    }
+    let path = args.volume.to_string();
     let task = match volume.backup.as_ref().filter(|_| !args.no_hydrate) {
-        Some(parent) => task::leave_hydrate(cluster.mds(), &volume.path, parent, args.throttle.unwrap_or(0)).await.map_err(|e| {
-            e.with_advice(&format!("the volume is there; have it filled: ogee volume hydrate {}", volume.path))
+        Some(parent) => task::leave_hydrate(cluster.mds(), &path, parent, args.throttle.unwrap_or(0)).await.map_err(|e| {
+            e.with_advice(&format!("the volume is there; have it filled: ogee volume hydrate {path}"))
         })?,
         None => 0,
     };
-    let report = Standing { volume: volume.path, backup: index.id, size_bytes, task };
+    let report = Standing { volume: path, backup: index.id, size_bytes, task };
     context.out.result(&report, |r| {
         let rest = if r.task == 0 { "nobody fills it".to_owned() } else { format!("task {} fills it", r.task) };
         format!("{} stands on backup {}: {}; {rest}", r.volume, r.backup, ByteLen(r.size_bytes))

@@ -2,17 +2,18 @@
 
 use crate::chunkserver::{Reaction, Seen};
 use crate::extents::map;
-use crate::mds::{GIB, LAYER, SIZE};
+use crate::mds::{CLUSTER, GIB, LAYER, SIZE};
 use crate::{Fixture, eventually, pattern, read, within, write};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use ogee_client::{
-    BackupError, BackupErrorKind, BackupOpener, BackupParent, BackupSource, BlockDevice, Cluster, ClusterConfig, ExtentKind, IoErrorKind,
+    BackupError, BackupErrorKind, BackupLayer, BackupOpener, BackupParent, BackupSource, BlockDevice, Cluster, ClusterConfig, ExtentKind, IoErrorKind,
     OpenError, OpenMode, UnknownRepository, Volume,
 };
 use ogee_common::name::VolumeRef;
 use ogee_proto::data::{Opcode, PAGE_MAP_SINCE, Status};
+use ogee_proto::MdsErrorKind;
 use ogee_proto::mds as m;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -133,9 +134,14 @@ async fn is_read(v: &Volume, offset: u64, len: u32) {
     assert!(read(v, offset, len).await == expected(offset, len as usize), "{len} bytes at {offset}");
 }
 
+/// Requests of a kind that were carried out.
+fn executed(f: &Fixture, wanted: Opcode) -> usize {
+    f.data.log().iter().filter(|seen| matches!(seen, Seen::Executed { opcode, .. } if *opcode == wanted)).count()
+}
+
 /// Pastes that were carried out.
 fn pasted(f: &Fixture) -> usize {
-    f.data.log().iter().filter(|seen| matches!(seen, Seen::Executed { opcode: Opcode::Paste, .. })).count()
+    executed(f, Opcode::Paste)
 }
 
 /// Another open of the volume, as by a process with nothing in memory.
@@ -248,12 +254,32 @@ async fn only_who_reads_backups_opens_the_volume() {
     assert!(matches!(refused, OpenError::Attach { .. }), "{refused}");
     let (f, _repo) = lazy(|_| ()).await;
     f.mds.inner().volumes.get_mut("vol").expect("the volume").backup = Some(m::BackupParent { repository: "other".into(), ..parent() });
-    let refused = Volume::open(&f.cluster, &name, mode).await.expect_err("another repository");
-    assert!(matches!(&refused, OpenError::NoRepository { source, .. } if source.0 == "other"), "{refused}");
+    for hides in [false, true] {
+        f.mds.inner().stat_hides_backups = hides;
+        let refused = Volume::open(&f.cluster, &name, mode).await.expect_err("another repository");
+        assert!(matches!(&refused, OpenError::NoRepository { source, .. } if source.0 == "other"), "{refused}");
+        assert_eq!(f.mds.calls("attach_volume"), usize::from(hides), "nobody is fenced if it is known before");
+    }
     assert_eq!(f.mds.inner().detaches, [false], "the attach was given back");
     f.mds.inner().volumes.get_mut("vol").expect("the volume").backup = Some(m::BackupParent { layer: LAYER + 1, ..parent() });
     let refused = Volume::open(&f.cluster, &name, mode).await.expect_err("not the layer below");
     assert!(matches!(refused, OpenError::BadGrant { field: "backup layer", .. }), "{refused}");
+}
+
+#[tokio::test]
+async fn a_writer_is_not_taken_from_by_who_cannot_read_the_backup() {
+    let (f, _repo) = lazy(|_| ()).await;
+    let writer = f.open().await;
+    write(&writer, 0, pattern(1, 4096)).await;
+    // A host with repositories, but not this one.
+    f.mds.inner().volumes.get_mut("vol").expect("the volume").backup = Some(m::BackupParent { repository: "other".into(), ..parent() });
+    let config = ClusterConfig { backups: Some(Arc::new(Repo::default())), ..f.mds.config() };
+    let cluster = Cluster::connect(config).await.expect("the MDS answers");
+    let name = VolumeRef::parse("vol").expect("a valid name");
+    let refused = Volume::open(&cluster, &name, OpenMode::ReadWrite { steal: true }).await.expect_err("no access");
+    assert!(matches!(&refused, OpenError::NoRepository { .. }), "{refused}");
+    assert_eq!(f.mds.calls("attach_volume"), 1, "the writer's own");
+    write(&writer, 4096, pattern(2, 4096)).await;
 }
 
 #[tokio::test]
@@ -287,4 +313,114 @@ async fn chunkservers_that_cannot_tell_missing_pages_are_waited_for() {
     assert_eq!(within(v.read(0, 4096)).await.expect_err("never zeros").kind, IoErrorKind::TimedOut);
     assert_eq!(within(v.discard(0, 4096)).await.expect_err("it would not mask").kind, IoErrorKind::TimedOut);
     assert_eq!(f.data.arrived(Opcode::Read), 0);
+}
+
+/// What a hydrator does: all blocks with data are pasted, and the MDS drops the row. Nobody is told.
+async fn fill(f: &Fixture) {
+    let layer = BackupLayer::new(&f.cluster, CLUSTER, BackupParent::of(&parent()).expect("a good parent"));
+    for block in [0, 2] {
+        let content = Repo::default().block(block).await.expect("read").expect("data");
+        within(layer.paste(block, &content)).await.expect("pasted");
+    }
+    f.mds.inner().volumes.get_mut("vol").expect("the volume").backup = None;
+}
+
+#[tokio::test]
+async fn a_client_from_before_the_layer_was_complete_needs_no_backup() {
+    // Objects that are gone are damage, a backup whose index is gone does not answer; a server may also just hang.
+    let ways: [fn(&mut Store); 3] = [|s| s.damaged = true, |s| s.away = usize::MAX, |s| s.hangs = true];
+    for how in ways {
+        let (f, repo) = lazy(|_| ()).await;
+        // Its first state is of before, so it hears nothing of the end.
+        let v = f.open_watched().await;
+        fill(&f).await;
+        how(&mut repo.store());
+        // Pages that neither has: of a block of zeros, and a part of one.
+        is_read(&v, BLOCK, 8192).await;
+        write(&v, BLOCK + 4 * PAGE + 512, pattern(7, 512)).await;
+        let mut page = vec![0; 4096];
+        page[512..1024].copy_from_slice(&pattern(7, 512));
+        assert_eq!(read(&v, BLOCK + 4 * PAGE, 4096).await, page);
+        within(v.write_zeroes(BLOCK + 4 * PAGE + 512, PAGE)).await.expect("zeroed");
+        is_read(&v, BLOCK, 65536).await;
+        is_read(&v, 0, 65536).await;
+        assert_eq!(f.mds.calls("list_backup_parents"), 1, "it is asked once");
+    }
+}
+
+#[tokio::test]
+async fn what_was_missing_before_the_layer_was_complete_is_read_again() {
+    let (f, repo) = lazy(|_| ()).await;
+    let v = f.open().await;
+    repo.store().hangs = true;
+    // The copyset says that the pages are missing; then they are filled, and the backup goes before it has answered.
+    let filled = async {
+        eventually("the copyset's answer", || executed(&f, Opcode::Read) == 1).await;
+        fill(&f).await;
+        let mut store = repo.store();
+        (store.damaged, store.hangs) = (true, false);
+    };
+    Box::pin(async { tokio::join!(is_read(&v, 0, 65536), filled) }).await;
+    let (f, repo) = lazy(|_| ()).await;
+    let v = f.open().await;
+    repo.store().hangs = true;
+    let filled = async {
+        eventually("the look at the page", || executed(&f, Opcode::Read) == 1).await;
+        fill(&f).await;
+        let mut store = repo.store();
+        (store.damaged, store.hangs) = (true, false);
+    };
+    let mut page = expected(3 * PAGE, 4096);
+    page[512..1024].copy_from_slice(&pattern(7, 512));
+    Box::pin(async { tokio::join!(write(&v, 3 * PAGE + 512, pattern(7, 512)), filled) }).await;
+    assert_eq!(read(&v, 3 * PAGE, 4096).await, page, "the rest of the page is what was filled in");
+}
+
+#[tokio::test]
+async fn extents_need_no_backup_when_the_layer_is_complete() {
+    use ExtentKind::{Data, Hole, Zero};
+    let (f, repo) = lazy(|_| ()).await;
+    let v = f.open().await;
+    fill(&f).await;
+    repo.store().damaged = true;
+    let all = [(4 * PAGE, Data), (PAGE, Zero), (BLOCK - 5 * PAGE, Data), (BLOCK, Hole), (HELD - 2 * BLOCK, Data), (SIZE - HELD, Hole)];
+    let all: Vec<_> = all.iter().map(|(len, kind)| (*len, *kind, true)).collect();
+    assert_eq!(map(&v, None).await, all, "what was pasted");
+}
+
+#[tokio::test]
+async fn the_state_of_the_attach_tells_that_the_layer_is_complete() {
+    let (f, repo) = lazy(|_| ()).await;
+    let v = f.open_watched().await;
+    fill(&f).await;
+    // The size, so that it is seen when the state was heard.
+    f.mds.inner().volumes.get_mut("vol").expect("the volume").volume.size_bytes += PAGE;
+    f.mds.send_state();
+    eventually("the state", || v.info().size_bytes == SIZE + PAGE).await;
+    is_read(&v, BLOCK, 65536).await;
+    assert_eq!((repo.fetched(), f.mds.calls("list_backup_parents")), (0, 0));
+}
+
+#[tokio::test]
+async fn nothing_is_made_up_while_the_mds_says_nothing_or_the_volume_is_gone() {
+    let (f, repo) = lazy(|_| ()).await;
+    let v = f.open_watched().await;
+    // So that the layout is known.
+    write(&v, 8192, pattern(7, 4096)).await;
+    fill(&f).await;
+    repo.store().damaged = true;
+    f.mds.go_away();
+    let back = async {
+        eventually("an attempt", || repo.fetched() > 0).await;
+        f.mds.come_back();
+    };
+    Box::pin(async { tokio::join!(is_read(&v, BLOCK, 4096), back) }).await;
+    // The row goes with the layer, too.
+    let (f, repo) = lazy(|_| ()).await;
+    let v = f.open_watched().await;
+    write(&v, 8192, pattern(7, 4096)).await;
+    repo.store().away = usize::MAX;
+    f.mds.inner().volumes.get_mut("vol").expect("the volume").backup = None;
+    f.mds.inner().fail.insert("get_layout", MdsErrorKind::NotFound);
+    assert_eq!(within(v.read(0, 4096)).await.expect_err("never zeros").kind, IoErrorKind::Closed);
 }

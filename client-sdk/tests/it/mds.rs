@@ -44,6 +44,8 @@ pub(crate) struct Inner {
     pub(crate) snapshots: Vec<Snapshot>,
     /// Of each detach, whether it gave writes up.
     pub(crate) detaches: Vec<bool>,
+    /// As if a volume had come to stand on a backup between a stat and what follows.
+    pub(crate) stat_hides_backups: bool,
 }
 
 /// The shared state.
@@ -139,7 +141,8 @@ impl FakeMds {
 impl Inner {
     fn state(&self) -> AttachState {
         let volume = &self.volumes["vol"].volume;
-        AttachState { seq: volume.seq, size_bytes: volume.size_bytes, limits: volume.limits }
+        let complete = self.volumes["vol"].backup.is_none();
+        AttachState { seq: volume.seq, size_bytes: volume.size_bytes, limits: volume.limits, complete }
     }
 
     fn place(&mut self, layer: u64, segment: u32) -> Layout {
@@ -210,7 +213,8 @@ impl Mds for Node {
 
     async fn stat_volume(&self, r: Request<StatVolumeRequest>) -> Answer<Volume> {
         let inner = self.enter("stat_volume")?;
-        let found = inner.volumes.get(&r.into_inner().path).map(|v| v.volume.clone());
+        let backup = |v: &FakeVolume| v.backup.clone().filter(|_| !inner.stat_hides_backups);
+        let found = inner.volumes.get(&r.into_inner().path).map(|v| Volume { backup: backup(v), ..v.volume.clone() });
         found.map(Response::new).ok_or_else(|| refuse(MdsErrorKind::NotFound))
     }
 
@@ -323,8 +327,11 @@ impl Mds for Node {
     async fn complete_backup_parent(&self, _: Request<CompleteBackupParentRequest>) -> Answer<Empty> {
         absent()
     }
-    async fn list_backup_parents(&self, _: Request<ListBackupParentsRequest>) -> Answer<BackupParentList> {
-        absent()
+    async fn list_backup_parents(&self, r: Request<ListBackupParentsRequest>) -> Answer<BackupParentList> {
+        let inner = self.enter("list_backup_parents")?;
+        let after = r.into_inner().after;
+        let parents = inner.volumes.values().filter_map(|v| v.backup.clone()).filter(|parent| parent.layer > after).collect();
+        reply(inner, "list_backup_parents", BackupParentList { parents, more: false, cluster: Bytes::copy_from_slice(&CLUSTER) })
     }
     async fn list_volumes(&self, _: Request<ListVolumesRequest>) -> Answer<ListVolumesReply> {
         absent()

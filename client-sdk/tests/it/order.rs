@@ -185,11 +185,11 @@ async fn a_resize_is_noticed() {
     let v = f.open_watched().await;
     let mut size = v.for_thread().resized();
     assert_eq!(*size.borrow_and_update(), SIZE);
-    f.mds.send(Event::State(AttachState { seq: 1, size_bytes: SIZE + 4096, limits: None }));
+    f.mds.send(Event::State(AttachState { seq: 1, size_bytes: SIZE + 4096, limits: None, complete: false }));
     within(size.changed()).await.expect("the volume is open");
     assert_eq!((*size.borrow_and_update(), v.info().size_bytes), (SIZE + 4096, SIZE + 4096));
     write(&v, SIZE, pattern(1, 4096)).await;
-    f.mds.send(Event::State(AttachState { seq: 2, size_bytes: SIZE, limits: None }));
+    f.mds.send(Event::State(AttachState { seq: 2, size_bytes: SIZE, limits: None, complete: false }));
     write(&v, 0, pattern(1, 4096)).await;
     assert_eq!(v.info().size_bytes, SIZE + 4096, "a volume never shrinks");
 }

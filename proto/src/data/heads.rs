@@ -225,7 +225,11 @@ impl WriteHead {
     }
 
     fn take(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        let (at, _, count) = LayerHead::take(Opcode::Write, REQUEST_BYTES_MAX, r)?;
+        let (at, modifier, count) = LayerHead::take(Opcode::Write, REQUEST_BYTES_MAX, r)?;
+        // A later version may give it a meaning; in a log entry that must not be passed over.
+        if modifier != 0 {
+            return Err(DecodeError::OutOfRange("modifier"));
+        }
         if count != page_fragments(at.offset, at.len as usize).count() {
             return Err(DecodeError::OutOfRange("checksum count"));
         }

@@ -3,7 +3,7 @@
 
 mod support;
 
-use ogee_chunkserver::store::{BASE_SEQ, ChunkKey, ReadChain, ReadRange, VersionKey};
+use ogee_chunkserver::store::{BASE_SEQ, ChunkKey, ChunkStoreError, ChunkStoreErrorKind, ReadChain, ReadRange, VersionKey};
 use ogee_common::id::{AttachEpoch, ChunkIndex, CopysetId, LayerId, VolumeSeq};
 use ogee_proto::data::{Ancestor, Command, DropVersionHead, LayerHead, PasteHead, PastePages, ReadHead, Status, ZeroHead};
 use std::sync::atomic::Ordering;
@@ -156,5 +156,37 @@ fn pastes_are_there_after_a_crash_whatever_had_been_written_back() {
         replica.checkpoint().await;
         replica.kill().await;
         assert_eq!(thin(&replica, 1, 0..5).await, [Some(1), Some(2), Some(3), Some(8), None]);
+    });
+}
+
+/// An entry of a kind that this build does not know, or with a flag that it does not know, is not skipped: the others would differ from this replica.
+#[test]
+fn an_entry_of_a_newer_build_stops_the_replica_until_that_is_upgraded() {
+    run(async {
+        let write = write(1, 0, vec![5; 4096]);
+        for (opcode, modifier) in [(0x7f, None), (write.encode()[0], Some(2))] {
+            let mut replica = opened().await;
+            replica.apply(&paste(0, &[1, 2])).await;
+            let mut newer = write.encode().to_vec();
+            newer[0] = opcode;
+            newer[1] = modifier.unwrap_or(0);
+            let before = replica.next_index();
+            let error = replica.try_apply_bytes(newer.clone().into()).await.expect_err("it stops");
+            let error = error.source.downcast_ref::<ChunkStoreError>().expect("of the store");
+            assert_eq!(error.kind(), ChunkStoreErrorKind::UnknownEntry, "{error}");
+            assert!(error.to_string().contains("upgraded"), "{error}");
+            replica.try_apply(&write).await.expect_err("nothing after it");
+            assert_eq!(replica.next_index(), before, "it was not passed over");
+            // The newer build finds the replica where it was; here the entry is one that this build knows.
+            replica.kill().await;
+            let again = replica.next_index();
+            assert!(again <= before);
+            if again < before {
+                replica.apply(&open()).await;
+                replica.apply(&paste(0, &[1, 2])).await;
+            }
+            replica.apply(&write).await;
+            assert_eq!(thin(&replica, 1, 0..2).await, [Some(5), Some(2)]);
+        }
     });
 }

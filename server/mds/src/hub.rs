@@ -91,6 +91,8 @@ pub(crate) struct Current {
     pub(crate) size_bytes: u64,
     /// What the client may do in a second.
     pub(crate) limits: VolumeLimits,
+    /// What it writes to stands on no backup.
+    pub(crate) complete: bool,
 }
 
 impl Hub {
@@ -245,6 +247,11 @@ impl Hub {
         }
     }
 
+    /// Volumes whose clients have a stream.
+    pub(crate) fn watched(&self) -> Vec<VolumeId> {
+        self.lock().sessions.iter().filter(|(_, session)| session.is_open()).map(|(volume, _)| *volume).collect()
+    }
+
     /// A stream was dropped by its client or the network.
     fn stream_ended(&self, volume: VolumeId, number: u64) {
         let mut state = self.lock();
@@ -259,8 +266,8 @@ impl Hub {
 }
 
 fn state_event(current: Current) -> Event {
-    let Current { seq, size_bytes, limits, .. } = current;
-    Event::State(AttachState { seq, size_bytes, limits: Some(limits.into()) })
+    let Current { seq, size_bytes, limits, complete, .. } = current;
+    Event::State(AttachState { seq, size_bytes, limits: Some(limits.into()), complete })
 }
 
 /// The events of one attach, as gRPC sends them.
@@ -295,7 +302,7 @@ mod tests {
     const V: VolumeId = VolumeId(7);
 
     fn current(epoch: u64, seq: u64) -> Current {
-        Current { epoch: AttachEpoch(epoch), seq, size_bytes: 1 << 20, limits: VolumeLimits::NONE }
+        Current { epoch: AttachEpoch(epoch), seq, size_bytes: 1 << 20, limits: VolumeLimits::NONE, complete: true }
     }
 
     async fn next(stream: &mut EventStream) -> Option<Event> {

@@ -31,6 +31,8 @@ pub(crate) struct Vitals {
     pub(crate) scrub: ScrubReport,
     /// Its verification of single volumes.
     pub(crate) verify: ScrubReport,
+    /// Newest version of the data protocol that it speaks; 0: it did not say.
+    pub(crate) protocol: u32,
 }
 
 impl Vitals {
@@ -284,7 +286,7 @@ mod tests {
     use super::*;
 
     fn vitals(disk_error: &str) -> Vitals {
-        Vitals { capacity_bytes: 10, free_bytes: 5, disk_error: disk_error.to_owned(), failed: vec![], scrub: ScrubReport::default(), verify: ScrubReport::default() }
+        Vitals { capacity_bytes: 10, free_bytes: 5, disk_error: disk_error.to_owned(), failed: vec![], scrub: ScrubReport::default(), verify: ScrubReport::default(), protocol: 3 }
     }
 
     #[tokio::test(start_paused = true)]

@@ -4,7 +4,7 @@
 //! A replica that its chunkserver reports as failed (damaged or missing, on a disk that works) is rebuilt in its place, as a
 //! new replica on the same chunkserver. Invariants: any other replica moves only from a chunkserver that is out, to one that is up, not out, of the same pool, in a zone
 //! that no other replica of the copyset is in, and below [`COPYSETS_PER_CHUNKSERVER_MAX`]; a move begins only while a
-//! majority of the copyset's replicas is up and in order; at most [`MOVES_MAX`] moves go on, [`MOVES_PER_TARGET_MAX`] onto one
+//! majority of the copyset's replicas is up and in order; nothing moves to a chunkserver of an older build that would not understand what is written; at most [`MOVES_MAX`] moves go on, [`MOVES_PER_TARGET_MAX`] onto one
 //! chunkserver, so that a rebuild does not take the disks from the guests. Copysets that have lost most come first, then
 //! targets with the fewest copysets. A move whose target went away is given up.
 
@@ -29,6 +29,8 @@ pub(crate) struct Candidate {
     pub(crate) up: bool,
     /// Given up.
     pub(crate) out: bool,
+    /// Understands every entry that is written to copysets now. One of an older build may do so only while no volume stands on a backup.
+    pub(crate) understands: bool,
 }
 
 /// Everything there is.
@@ -150,7 +152,7 @@ impl Scene {
             staying.filter_map(|r| self.chunkservers.get(&r.chunkserver)).map(|c| &c.zone[..]).collect();
         let of = |map: &HashMap<ChunkserverId, usize>, id| map.get(&id).copied().unwrap_or(0);
         let fits = |(id, c): &(&ChunkserverId, &Candidate)| {
-            c.up && !c.out
+            c.up && !c.out && c.understands
                 && c.pool == Some(row.pool)
                 && !zones.contains(&&c.zone[..])
                 && row.replicas.iter().all(|r| r.chunkserver != **id)
@@ -179,7 +181,7 @@ mod tests {
     const POOL: PoolId = PoolId(1);
 
     fn candidate(zone: usize) -> Candidate {
-        Candidate { zone: format!("z{zone}"), pool: Some(POOL), up: true, out: false }
+        Candidate { zone: format!("z{zone}"), pool: Some(POOL), up: true, out: false, understands: true }
     }
 
     fn replica(copyset: u32, chunkserver: u32) -> ReplicaRow {
@@ -214,7 +216,9 @@ mod tests {
         change(&mut s, 3, |c| c.up = false);
         assert_eq!(s.plan(), vec![], "no majority");
         change(&mut s, 3, |c| c.up = true);
-        change(&mut s, 4, |c| c.zone = "z0".to_owned());
+        change(&mut s, 4, |c| c.understands = false);
+        assert_eq!(s.plan(), vec![], "a chunkserver of an older build");
+        change(&mut s, 4, |c| (c.understands, c.zone) = (true, "z0".to_owned()));
         assert_eq!(s.plan(), vec![], "two replicas in one zone");
     }
 

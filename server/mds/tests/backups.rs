@@ -2,9 +2,12 @@
 
 mod cluster;
 
-use cluster::{Client, Cluster, Fleet, GIB, attach, create, refused, snapshot_of};
+use cluster::{Client, Cluster, Fleet, GIB, attach, create, poll, refused, snapshot_of, watch};
 use ogee_proto::MdsErrorKind;
+use ogee_proto::data::{PASTE_SINCE, PROTOCOL_MAX};
 use ogee_proto::mds as m;
+use ogee_proto::mds::attach_event::Event;
+use std::sync::atomic::Ordering;
 
 fn parent() -> m::BackupParent {
     m::BackupParent {
@@ -23,7 +26,18 @@ async fn started() -> (Cluster, Fleet, Client) {
     let cluster = Cluster::start(1);
     let fleet = Fleet::start(&cluster, 4).await;
     let (_, c) = cluster.leader().await;
+    for at in 0..fleet.servers.len() {
+        speaks(&fleet, at, PROTOCOL_MAX.into()).await;
+    }
     (cluster, fleet, c)
+}
+
+/// From now on a chunkserver says that it speaks this version of the data protocol, and the MDS has heard it.
+async fn speaks(fleet: &Fleet, at: usize, version: u32) {
+    let server = &fleet.servers[at];
+    server.protocol.store(version, Ordering::SeqCst);
+    let before = server.beats.load(Ordering::SeqCst);
+    poll("two heartbeats", || async move { (server.beats.load(Ordering::SeqCst) >= before + 2).then_some(()) }).await;
 }
 
 fn reader(path: &str, client: u64) -> m::AttachVolumeRequest {
@@ -74,4 +88,52 @@ async fn who_cannot_read_backups_is_refused_until_the_layer_is_complete() {
     assert_eq!(grant.backup, None);
     c.attach_volume(snapshot).await.expect("anybody");
     c.flatten_volume(flatten).await.expect("nothing is missing");
+}
+
+/// Whether the next event of a stream says that what is attached is complete.
+async fn told_complete(stream: &mut tonic::Streaming<m::AttachEvent>) -> bool {
+    let message = tokio::time::timeout(cluster::DEADLINE, stream.message()).await.expect("an event in time");
+    match message.expect("a stream").and_then(|e| e.event) {
+        Some(Event::State(state)) => state.complete,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn clients_that_stand_on_the_layer_hear_that_it_is_complete() {
+    let (_cluster, _fleet, mut c) = started().await;
+    let made = [("a", parent()), ("b", m::BackupParent { backup: 8, ..parent() })];
+    for (path, backup) in made {
+        let request = m::CreateLazyVolumeRequest { volume: Some(create(path, 4 * GIB)), backup: Some(backup) };
+        c.create_lazy_volume(request).await.expect("create");
+    }
+    let clone = m::CloneVolumeRequest { path: "a".into(), new_path: "c".into(), ..Default::default() };
+    c.clone_volume(clone).await.expect("clone");
+    let mut streams = vec![];
+    for (path, client) in [("a", 1), ("b", 2), ("c", 3)] {
+        let grant = c.attach_volume(reader(path, client)).await.expect("attach").into_inner();
+        let mut stream = c.watch_attach(watch(&grant, client)).await.expect("watch").into_inner();
+        assert!(!told_complete(&mut stream).await, "{path}");
+        streams.push(stream);
+    }
+    let layer = backup_of(&mut c, "a").await.expect("a backup").layer;
+    c.complete_backup_parent(m::CompleteBackupParentRequest { layer }).await.expect("complete");
+    assert!(told_complete(&mut streams[0]).await && told_complete(&mut streams[2]).await, "the volume and its clone");
+    c.extend_volume(m::ExtendVolumeRequest { path: "b".into(), size_bytes: 5 * GIB }).await.expect("extend");
+    assert!(!told_complete(&mut streams[1]).await, "another backup");
+}
+
+#[tokio::test]
+async fn no_volume_stands_on_a_backup_while_a_chunkserver_would_skip_its_entries() {
+    let (_cluster, fleet, mut c) = started().await;
+    let request = m::CreateLazyVolumeRequest { volume: Some(create("a", 4 * GIB)), backup: Some(parent()) };
+    // One that does not say is of a build that does not know the question.
+    for version in [u32::from(PASTE_SINCE) - 1, 0] {
+        speaks(&fleet, 1, version).await;
+        let (kind, text) = refused(c.create_lazy_volume(request.clone()).await);
+        assert_eq!((kind, text.contains("upgrade all chunkservers")), (MdsErrorKind::InvalidArgument, true), "{text}");
+    }
+    c.create_volume(create("plain", 4 * GIB)).await.expect("others need nothing new");
+    speaks(&fleet, 1, u32::from(PASTE_SINCE) + 1).await;
+    c.create_lazy_volume(request).await.expect("all understand");
 }

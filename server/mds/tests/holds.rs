@@ -46,7 +46,7 @@ async fn a_client_that_holds_gives_an_exact_snapshot_at_once() {
     let (_cluster, _fleet, mut c) = started(1).await;
     let grant = c.attach_volume(attach("a", 7, false)).await.expect("attach").into_inner();
     let mut stream = c.watch_attach(watch(&grant, 7)).await.expect("watch").into_inner();
-    let state = |seq, size_bytes| Some(Event::State(AttachState { seq, size_bytes, limits: Some(m::VolumeLimits::default()) }));
+    let state = |seq, size_bytes| Some(Event::State(AttachState { seq, size_bytes, limits: Some(m::VolumeLimits::default()), complete: true }));
     assert_eq!(next(&mut stream).await, state(1, 4 * GIB));
     let mut taker = c.clone();
     let taken = tokio::spawn(async move { taker.create_snapshot(snapshot_of("a", "s1")).await });

@@ -5,6 +5,7 @@ mod cluster;
 
 use cluster::{Client, Cluster, DEADLINE, registration};
 use ogee_common::clock;
+use ogee_proto::data::PROTOCOL_MAX;
 use ogee_proto::mds::{self as m};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -82,6 +83,7 @@ impl Play {
                 copysets: player.held.iter().map(report).collect(),
                 held: player.held.iter().map(|(c, r)| m::HeldReplica { copyset: *c, replica: *r }).collect(),
                 failed: self.failed_of(player),
+                protocol: PROTOCOL_MAX.into(),
                 ..m::HeartbeatRequest::default()
             };
             let reply = c.heartbeat(request).await.expect("an answer").into_inner();

@@ -15,8 +15,8 @@ use super::failure::Failure;
 use super::retention::Keep;
 use super::step;
 use super::task::BackupTask;
-use super::upkeep::stands_on;
-use crate::error::{RepoErrorKind, TransferError};
+use super::upkeep::remove_unless_needed;
+use crate::error::TransferError;
 use crate::export::{Source, export_guarded};
 use crate::index::Index;
 use crate::repository::Repository;
@@ -150,14 +150,15 @@ async fn retain(job: &Job<'_>, task: &BackupTask, (repo, made): (&Repository, &I
     let backups: Vec<(u64, u64)> = scheduled.iter().map(|i| (i.generation, i.snapshot_unix_ms)).collect();
     for index in keep.goes(&backups).into_iter().map(|i| &scheduled[i]).filter(|i| i.id != made.id) {
         // It goes with a later one's retention.
-        if let Some(what) = stands_on(job, index.backup_id()).await? {
-            tracing::warn!(target: "controlpath", task = job.lease.task(), backup = index.id, what, "a scheduled backup stays: something stands on it");
-            continue;
-        }
-        job.lease.check().await?;
-        match repo.remove(index.backup_id()).await {
-            Err(e) if e.kind == RepoErrorKind::NotFound => {}
-            removed => removed?,
+        match remove_unless_needed(job, repo, index.backup_id()).await {
+            Ok(None) => {}
+            Ok(Some(what)) => {
+                tracing::warn!(target: "controlpath", task = job.lease.task(), backup = index.id, what, "a scheduled backup stays: something stands on it");
+                continue;
+            }
+            // By hand, or by another retention.
+            Err(_) if repo.is_removed(index.backup_id()).await? => {}
+            Err(e) => return Err(e),
         }
         tracing::info!(target: "controlpath", task = job.lease.task(), backup = index.id, volume = index.volume, "a scheduled backup is not kept");
     }

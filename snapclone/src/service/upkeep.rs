@@ -1,18 +1,17 @@
 //! Removing and checking backups, collecting garbage. Each may be repeated and interrupted anywhere: the repository sees to it.
 //!
-//! Invariant: which backup a name means is noted before anything is done to it, so that the next owner does it to the same one.
+//! Invariants: which backup a name means is noted before anything is done to it, so that the next owner does it to the same one; a removal is begun
+//! before the cluster is asked what stands on the backup (`removal.rs`).
 
 use super::daemon::Job;
 use super::failure::{Failure, chain};
 use super::step;
 use super::task::{GcTask, OneTask, VerifyTask};
-use crate::error::RepoErrorKind;
 use crate::gc::collect;
 use crate::index::{BackupId, Index};
+use crate::removal::standing_on;
 use crate::repository::Repository;
 use crate::verify::verify;
-use ogee_proto::MdsErrorKind;
-use ogee_proto::mds as m;
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -29,29 +28,24 @@ pub(super) async fn resolve(job: &Job<'_>, repo: &Repository, name: &str) -> Res
     Ok(index)
 }
 
-/// The first volume, or layer without one, of this cluster that stands on a backup.
+/// Removes a backup unless a volume, or layer without one, of this cluster stands on it: that one.
 ///
 /// # Errors
-/// [`Failure`].
-pub(super) async fn stands_on(job: &Job<'_>, backup: BackupId) -> Result<Option<String>, Failure> {
-    let mut after = 0;
-    loop {
-        let list = job.cluster.mds().list_backup_parents(m::ListBackupParentsRequest { after }).await;
-        let list = match list {
-            // An MDS of an older build does not know the call, and has no such layers.
-            Err(e) if e.kind == MdsErrorKind::InvalidArgument => return Ok(None),
-            list => list.map_err(|e| Failure::call("ask which layers stand on backups", &e))?,
-        };
-        let found = list.parents.iter().find(|parent| parent.backup == backup.0);
-        if let Some(parent) = found {
-            let path = &parent.volume;
-            return Ok(Some(if path.is_empty() { format!("layer {}", parent.layer) } else { format!("volume {path}") }));
-        }
-        match list.parents.last() {
-            Some(last) if list.more => after = last.layer,
-            _ => return Ok(None),
-        }
+/// [`Failure`]; the backup stays then, but for a failure of the repository at the very end.
+pub(super) async fn remove_unless_needed(job: &Job<'_>, repo: &Repository, id: BackupId) -> Result<Option<String>, Failure> {
+    let removal = repo.begin_removal(id).await?;
+    step("remove-begun");
+    let asked = match standing_on(job.cluster.mds(), id).await {
+        Ok(None) => job.lease.check().await.map(|()| None),
+        asked => asked.map_err(|e| Failure::call("ask which layers stand on backups", &e)),
+    };
+    if let Ok(None) = asked {
+        return removal.carry_out().await.map(|()| None).map_err(Failure::from);
     }
+    if let Err(e) = removal.take_back().await {
+        tracing::warn!(target: "controlpath", backup = %id, error = chain(&e), "a removal that was not carried out is not taken back: gc does it");
+    }
+    asked
 }
 
 /// Removes a backup. A damaged one is removed by its whole identity.
@@ -71,14 +65,12 @@ pub(super) async fn remove(job: &Job<'_>, task: &OneTask) -> Result<Value, Failu
         job.lease.write_down(|note| note.backup = Some(id.to_string())).await?;
     }
     step("remove-noted");
-    if let Some(what) = stands_on(job, id).await? {
-        return Err(Failure::Final(format!("{what} stands on backup {id}; wait until its hydrate task is done")));
-    }
-    job.lease.check().await?;
-    match repo.remove(id).await {
+    match remove_unless_needed(job, &repo, id).await {
+        Ok(None) => {}
+        Ok(Some(what)) => return Err(Failure::Final(format!("{what} stands on backup {id}; wait until its hydrate task is done"))),
         // An earlier owner did it.
-        Err(e) if e.kind == RepoErrorKind::NotFound && known.is_some() => {}
-        removed => removed?,
+        Err(_) if known.is_some() && repo.is_removed(id).await? => {}
+        Err(e) => return Err(e),
     }
     step("remove-removed");
     Ok(json!({"removed": id.to_string()}))
@@ -111,6 +103,6 @@ pub(super) async fn gc(job: &Job<'_>, task: &GcTask) -> Result<Value, Failure> {
     step("gc-collected");
     Ok(json!({
         "blocks_deleted": report.blocks, "blocks_kept": report.kept_blocks, "backups_deleted": report.backups,
-        "runs_given_up": report.runs_given_up, "temporary_deleted": report.temporary,
+        "runs_given_up": report.runs_given_up, "removals_given_up": report.removals_given_up, "temporary_deleted": report.temporary,
     }))
 }

@@ -2,7 +2,7 @@
 //!
 //! It decodes a log entry, asks the rules ([`crate::store::LayerTable`]) and gives what they admit to the chunk store.
 //! Invariants: entries are applied one after the other and each is all or nothing for the rules; a refusal is a reply and
-//! the same on every replica; after the first disk failure nothing is attempted any more. The store's own checkpoint
+//! the same on every replica; after the first disk failure, or an entry that this build does not know, nothing is attempted any more. The store's own checkpoint
 //! runs between two entries when too much is dirty, so memory is bounded whatever the Raft layer does.
 //!
 //! Reply of a command: status (u16, little-endian), then the head of the reply ([`Refusal::reply`]).
@@ -56,9 +56,8 @@ impl CopysetMachine {
     }
 
     async fn apply_command(&mut self, pos: LogPos, command: &Bytes) -> Result<Bytes, ChunkStoreError> {
-        let Ok(command) = Command::decode(command) else {
-            return Ok(Refusal::BadRequest.reply().into());
-        };
+        // Whoever proposed it could decode it. To skip what this build does not know would make this replica another one than the others.
+        let command = Command::decode(command).map_err(|source| ChunkStoreError::UnknownEntry { index: pos.index, source })?;
         if let Err(refusal) = self.admit(&command, pos) {
             return Ok(refusal.reply().into());
         }

@@ -13,7 +13,7 @@ use crate::store::{ChunkStore, FlattenOrder};
 use ogee_common::id::{CopysetId, LayerId, ReplicaId, VolumeSeq};
 use ogee_common::limits::HEARTBEAT_INTERVAL;
 use ogee_disk::DataDir;
-use ogee_proto::data::{Command, DropVersionHead, SealHead};
+use ogee_proto::data::{Command, DropVersionHead, PROTOCOL_MAX, SealHead};
 use ogee_proto::mds;
 use ogee_proto::mds::layer_task::Kind;
 use ogee_raft::AddressBook;
@@ -211,6 +211,7 @@ impl Control {
             failed: self.copysets.damaged(),
             scrub: Some(self.scrub.report()),
             verify: Some(self.verify.report()),
+            protocol: u32::from(PROTOCOL_MAX),
         }
     }
 

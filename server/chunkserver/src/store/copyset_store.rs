@@ -119,6 +119,11 @@ impl CopysetStore {
                 self.process.note_damage(error);
                 Fault::Disk
             }
+            // Neither the data nor the disk: it is not rebuilt, and the heartbeat says that a replica stopped.
+            ChunkStoreErrorKind::UnknownEntry => {
+                tracing::error!(copyset = self.id.0, error = error as &dyn std::error::Error, "a replica stops");
+                return;
+            }
             ChunkStoreErrorKind::NoSpace | ChunkStoreErrorKind::Busy | ChunkStoreErrorKind::Fetch | ChunkStoreErrorKind::Stopped => return,
         };
         if self.fault.set(fault).is_ok() {

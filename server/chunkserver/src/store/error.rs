@@ -5,6 +5,7 @@
 //! errors of this type: they are answers of a read.
 
 use ogee_disk::{DiskError, DiskErrorKind, StoreError, StoreErrorKind};
+use ogee_proto::data::DecodeError;
 
 /// What a caller can act on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -21,6 +22,8 @@ pub enum ChunkStoreErrorKind {
     Busy,
     /// What another replica sent cannot be used; the install fails and is tried again.
     Fetch,
+    /// A log entry is of a kind that this build does not know; the replica stops, and goes on where it was under a newer one.
+    UnknownEntry,
     /// The process is ending.
     Stopped,
 }
@@ -45,6 +48,15 @@ pub enum ChunkStoreError {
     Entry {
         /// Raft index.
         index: u64,
+    },
+    /// A committed entry cannot be decoded: the leader is of a newer build.
+    #[error("log entry {index} is of a kind that this build does not know; the replica stops until the chunkserver is upgraded")]
+    UnknownEntry {
+        /// Raft index.
+        index: u64,
+        /// What is not known.
+        #[source]
+        source: DecodeError,
     },
     /// A flush of data files failed before; nothing may be called durable any more.
     #[error("an earlier flush of data files failed")]
@@ -73,6 +85,7 @@ impl ChunkStoreError {
             Self::Meta(e) if e.kind() == StoreErrorKind::Corrupt => ChunkStoreErrorKind::MetaCorrupt,
             Self::Disk(_) | Self::Meta(_) | Self::FlushFailed => ChunkStoreErrorKind::Disk,
             Self::Record { .. } | Self::Entry { .. } => ChunkStoreErrorKind::Corrupt,
+            Self::UnknownEntry { .. } => ChunkStoreErrorKind::UnknownEntry,
             Self::Busy => ChunkStoreErrorKind::Busy,
             Self::Fetch { .. } => ChunkStoreErrorKind::Fetch,
             Self::Stopped => ChunkStoreErrorKind::Stopped,

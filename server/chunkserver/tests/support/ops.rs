@@ -54,7 +54,13 @@ pub fn entry(index: usize, command: &Command) -> ApplyEntry {
 impl Replica {
     /// Applies one command as the next entry.
     pub async fn try_apply(&mut self, command: &Command) -> Result<Bytes, StateMachineError> {
-        let entry = entry(self.next_index(), command);
+        self.try_apply_bytes(command.encode()).await
+    }
+
+    /// Applies whatever lies in a log as the next entry.
+    pub async fn try_apply_bytes(&mut self, command: Bytes) -> Result<Bytes, StateMachineError> {
+        let pos = LogPos { term: Term(1), index: self.next_index() as u64 };
+        let entry = ApplyEntry { pos, kind: EntryKind::Command(command) };
         self.parts().machine.apply(vec![entry]).await.map(|mut replies| replies.remove(0))
     }
 

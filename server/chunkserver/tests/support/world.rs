@@ -479,7 +479,6 @@ impl World {
             _ => {
                 self.term += 1;
                 self.append(EntryKind::Blank, Status::Ok);
-                self.append(EntryKind::Command(Bytes::from_static(b"nonsense")), Status::BadRequest);
             }
         }
     }

@@ -13,7 +13,7 @@
 
 use super::command::{Expected, Grant, Outcome};
 use super::row::{
-    AttachRow, ClusterRow, CopysetRow, LayerRow, SegmentRow, SnapshotRow, SnapshotState, TaskEffect, TaskKind, VolumeRow,
+    AttachRow, BackupRow, ClusterRow, CopysetRow, LayerRow, SegmentRow, SnapshotRow, SnapshotState, TaskEffect, TaskKind, VolumeRow,
 };
 use super::tx::Tx;
 use super::{Step, info, layers, namespace, snapshots, tasks};
@@ -78,6 +78,7 @@ pub(crate) fn read_only(tx: &Tx<'_>, path: &str, snapshot: Option<&str>) -> Step
     grant(tx, id, &volume, (row.layer, row.seq), row.size_bytes)
 }
 
+/// Ancestry and backup are of one state: a grant with the one and without the other would let zeros be read.
 fn grant(
     tx: &Tx<'_>,
     id: VolumeId,
@@ -86,6 +87,7 @@ fn grant(
     size_bytes: u64,
 ) -> Step<Grant> {
     let chain = layers::ancestry(tx, &tx.expect(&layer)?)?;
+    let bottom = chain.last().map_or(layer, |parent| parent.layer);
     let cluster: ClusterRow = tx.get(&())?.ok_or(Refusal::NotFormed)?;
     Ok(Grant {
         volume: info::volume(tx, id, volume)?,
@@ -95,6 +97,7 @@ fn grant(
         size_bytes,
         ancestry: chain.into_iter().map(|p| (p.layer, p.seq)).collect(),
         cluster: cluster.cluster,
+        backup: tx.get::<BackupRow>(&bottom)?.map(|row| (bottom, row)),
     })
 }
 

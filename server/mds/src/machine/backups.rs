@@ -67,9 +67,17 @@ pub(crate) fn create(
 /// # Errors
 /// Those of the rows only.
 pub(crate) fn below(tx: &Tx<'_>, layer: LayerId) -> Step<Option<(LayerId, BackupRow)>> {
-    let Some(row) = tx.get::<LayerRow>(&layer)? else { return Ok(None) };
-    let bottom = layers::ancestry(tx, &row)?.last().map_or(layer, |parent| parent.layer);
+    let Some(bottom) = bottom(tx, layer)? else { return Ok(None) };
     Ok(tx.get::<BackupRow>(&bottom)?.map(|row| (bottom, row)))
+}
+
+/// The last of a layer's ancestors, or the layer without one. None for a layer that is gone.
+///
+/// # Errors
+/// Those of the rows only.
+pub(crate) fn bottom(tx: &Tx<'_>, layer: LayerId) -> Step<Option<LayerId>> {
+    let Some(row) = tx.get::<LayerRow>(&layer)? else { return Ok(None) };
+    Ok(Some(layers::ancestry(tx, &row)?.last().map_or(layer, |parent| parent.layer)))
 }
 
 /// Refuses what would make missing pages read as zeros.
@@ -81,6 +89,14 @@ pub(crate) fn refuse_hydrating(tx: &Tx<'_>, layer: LayerId) -> Step<()> {
         Some((_, row)) => Err(Refusal::Hydrating { repository: row.repository, backup: row.backup }.into()),
         None => Ok(()),
     }
+}
+
+/// Whether any layer stands on a backup.
+///
+/// # Errors
+/// Those of the rows only.
+pub(crate) fn is_any(tx: &Tx<'_>) -> Step<bool> {
+    Ok(!tx.scan::<BackupRow>(&(), None, 1)?.is_empty())
 }
 
 /// The layer needs its backup no more. Of a layer that stands on none, or is gone, nothing is asked.

@@ -245,6 +245,8 @@ pub(crate) struct Grant {
     pub(crate) size_bytes: u64,
     pub(crate) ancestry: Vec<(LayerId, VolumeSeq)>,
     pub(crate) cluster: [u8; 16],
+    /// What the last of the ancestry, or the layer without one, stands on. An answer to an attach is never stored, so its form may change.
+    pub(crate) backup: Option<(LayerId, BackupRow)>,
 }
 
 /// The answer to a command.

@@ -26,6 +26,12 @@ const ATTEMPTS: usize = 4;
 const _: () = assert!(VOLUME_BYTES_MAX / SEGMENT_BYTES <= u32::MAX as u64);
 const _: () = assert!(SEAL_TIMEOUT.as_millis() < ogee_common::limits::MDS_ATTEMPT_TIMEOUT.as_millis());
 
+/// Why a client that cannot read backups may not have a grant, if it may not.
+fn unreadable(grant: &Grant, reads_backups: bool) -> Option<Refusal> {
+    let (_, row) = grant.backup.as_ref().filter(|_| !reads_backups)?;
+    Some(Refusal::NeedsBackup { repository: row.repository.clone() })
+}
+
 impl Core {
     pub(crate) async fn attach_volume(
         &self,
@@ -40,10 +46,10 @@ impl Core {
                 return Err(CallError::Argument { what: "read_only", wanted: "a snapshot is attached read-only" });
             }
             let grant = self.read(|tx| attach::read_only(tx, &path, snapshot.as_deref()))?;
-            if !r.reads_backups {
-                self.check_reads_backups(grant.layer)?;
-            }
-            return self.granted(grant);
+            return match unreadable(&grant, r.reads_backups) {
+                Some(refusal) => Err(refusal.into()),
+                None => self.granted(grant),
+            };
         }
         if !r.reads_backups {
             let (_, row) = self.read(|tx| namespace::volume(tx, &path))?;
@@ -59,7 +65,12 @@ impl Core {
             match self.propose(None, command).await {
                 Ok(Outcome::Attached(grant)) => {
                     self.hub.attached(grant.volume.id, grant.epoch);
-                    return self.granted(*grant);
+                    let Some(refusal) = unreadable(&grant, r.reads_backups) else { return self.granted(*grant) };
+                    // Another volume got the name since the look.
+                    let (volume, epoch) = (grant.volume.id, grant.epoch);
+                    self.propose(None, Command::DetachVolume { volume, epoch }).await?;
+                    self.hub.detached(volume, epoch);
+                    return Err(refusal.into());
                 }
                 Ok(_) => return Err(CallError::Answer(crate::machine::command::DecodeError::Trailing)),
                 // Somebody attached or detached between the look and the command.
@@ -82,8 +93,7 @@ impl Core {
 
     fn granted(&self, grant: Grant) -> Result<mds::AttachGrant, CallError> {
         let options = self.read(|tx| options::of(tx, grant.volume.id))?;
-        let backup = self.backup_below(grant.layer)?;
-        Ok(mds::AttachGrant { backup, ..convert::grant(grant, options) })
+        Ok(convert::grant(grant, options))
     }
 
     /// The attach that this one may take over: its own, a dead one, or any when stealing.

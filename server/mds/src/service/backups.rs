@@ -5,21 +5,24 @@ use super::volumes::volume;
 use super::{Core, names};
 use crate::machine::backups::{self, Listed, PLACEMENTS_MAX};
 use crate::machine::command::{Command, Outcome};
-use crate::machine::row::{BackupRow, ClusterRow, VolumeOptionsRow};
+use crate::liveness::Health;
+use crate::machine::row::{BackupRow, ChunkserverRow, ClusterRow, CopysetRow, PoolNameRow, VolumeOptionsRow, VolumeRow};
 use crate::machine::namespace;
 use crate::refusal::Refusal;
 use crate::segments;
-use ogee_common::id::LayerId;
+use ogee_common::id::{ChunkserverId, LayerId, PoolId};
 use ogee_common::limits::{BACKUP_BLOCK_BYTES_MAX, BACKUP_BLOCK_BYTES_MIN, SEGMENT_BYTES, VOLUME_BYTES_MAX};
 use ogee_common::qos::VolumeLimits;
 use ogee_common::rng;
+use ogee_proto::data::PASTE_SINCE;
 use ogee_proto::mds;
+use std::collections::BTreeSet;
 
 /// Layers of one page of a listing.
 const LISTED_MAX: usize = 256;
 
 /// From the state machine's words to those of `mds.proto`.
-fn message((layer, row, path): Listed) -> mds::BackupParent {
+pub(super) fn message((layer, row, path): Listed) -> mds::BackupParent {
     mds::BackupParent {
         layer: layer.0,
         repository: row.repository,
@@ -72,7 +75,9 @@ impl Core {
         let options = VolumeOptionsRow { sector_bytes: names::sector_bytes(wish.sector_bytes)?, limits };
         let backup = row_of(&parent)?;
         self.lead().await?;
-        let candidates = self.candidates(self.read(|tx| namespace::pool(tx, &pool))?)?;
+        let pool_id = self.read(|tx| namespace::pool(tx, &pool))?;
+        self.check_protocol(pool_id)?;
+        let candidates = self.candidates(pool_id)?;
         let count = usize::try_from(backup.size_bytes.div_ceil(SEGMENT_BYTES)).unwrap_or(PLACEMENTS_MAX).min(PLACEMENTS_MAX);
         let choose = |_| segments::choose(&candidates, rng::nonzero_u64()).ok_or(CallError::NoRoom);
         let placements = (0..count).map(choose).collect::<Result<Vec<_>, _>>()?;
@@ -81,12 +86,65 @@ impl Core {
         self.described(volume(self.propose(id, command).await?)?)
     }
 
+    /// Refuses a pool in which a chunkserver would not understand pastes and masking zeroings: as a follower it would skip them, and nobody would notice.
+    ///
+    /// What chunkservers speak is in the leader's memory, from their heartbeats: it is about processes, not about the cluster's state, and a
+    /// command of its own would stop MDS nodes of older builds at the first heartbeat. So the state machine cannot refuse; whoever does not lead any more
+    /// cannot propose. Asked are those that have replicas of the pool, and those that are up and may get some.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for an older chunkserver; `Unavailable` while one with replicas was not heard of.
+    fn check_protocol(&self, pool: PoolId) -> Result<(), CallError> {
+        let (hosts, members) = self.read(|tx| {
+            let copysets = tx.scan::<CopysetRow>(&(), None, usize::MAX)?;
+            let of_pool = copysets.into_iter().filter(|(_, row)| row.pool == pool);
+            let hosts: BTreeSet<ChunkserverId> = of_pool.flat_map(|(_, row)| row.replicas).map(|r| r.chunkserver).collect();
+            let mut members = vec![];
+            for (id, row) in tx.scan::<ChunkserverRow>(&(), None, usize::MAX)? {
+                if tx.get::<PoolNameRow>(&row.pool)?.is_some_and(|PoolNameRow(id)| id == pool) {
+                    members.push(id);
+                }
+            }
+            Ok((hosts, members))
+        })?;
+        let (mut old, mut unheard) = (vec![], vec![]);
+        for id in members.into_iter().chain(hosts.iter().copied()).collect::<BTreeSet<_>>() {
+            match self.live.vitals(id).0.map(|v| v.protocol) {
+                Some(version) if version >= u32::from(PASTE_SINCE) => {}
+                _ if !hosts.contains(&id) && self.live.health(id) != Health::Up => {}
+                Some(_) => old.push(id),
+                None => unheard.push(id),
+            }
+        }
+        if !old.is_empty() {
+            return Err(CallError::OldChunkservers { chunkservers: old });
+        }
+        if unheard.is_empty() { Ok(()) } else { Err(CallError::Unheard { chunkservers: unheard }) }
+    }
+
     /// A layer needs its backup no more; repeating it is no error.
     pub(crate) async fn complete_backup_parent(&self, r: mds::CompleteBackupParentRequest) -> Result<mds::Empty, CallError> {
         let layer = LayerId(names::id("layer", r.layer)?);
         match self.propose(None, Command::CompleteBackup { layer }).await? {
-            Outcome::Done => Ok(mds::Empty {}),
+            Outcome::Done => {
+                self.tell_complete(layer);
+                Ok(mds::Empty {})
+            }
             _ => Err(CallError::Answer(crate::machine::command::DecodeError::Trailing)),
+        }
+    }
+
+    /// Tells the clients that write to something that stands on the layer. It only spares them the question: whoever does not hear of it asks when
+    /// the backup is gone.
+    fn tell_complete(&self, layer: LayerId) {
+        for volume in self.hub.watched() {
+            let stands = self.read(|tx| match tx.get::<VolumeRow>(&volume)? {
+                Some(row) => Ok(backups::bottom(tx, row.layer)? == Some(layer)),
+                None => Ok(false),
+            });
+            if stands.unwrap_or(false) {
+                self.hub.refresh(volume, || self.current(volume));
+            }
         }
     }
 

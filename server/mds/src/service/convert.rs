@@ -1,5 +1,6 @@
 //! From the state machine's words to those of `mds.proto`. Pure.
 
+use super::backups::message;
 use crate::machine::command::{Grant, SnapshotInfo, VolumeInfo};
 use crate::machine::info::Listed;
 use crate::machine::flatten::Progress;
@@ -77,7 +78,7 @@ pub(crate) fn grant(g: Grant, options: VolumeOptionsRow) -> mds::AttachGrant {
         size_bytes: g.size_bytes,
         ancestry: g.ancestry.into_iter().map(|(l, s)| mds::Ancestor { layer: l.0, seq: s.0 }).collect(),
         cluster: g.cluster.to_vec().into(),
-        backup: None,
+        backup: g.backup.map(|(layer, row)| message((layer, row, None))),
     }
 }
 

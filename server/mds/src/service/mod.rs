@@ -31,6 +31,7 @@ use self::status::CallError;
 use crate::hub::{Current, Hub};
 use crate::liveness::Liveness;
 use crate::log::ReplicatedLog;
+use crate::machine::backups::below;
 use crate::machine::command::{Command, Envelope, Outcome, decode_answer};
 use crate::machine::row::VolumeRow;
 use crate::machine::tx::Tx;
@@ -164,7 +165,8 @@ impl Core {
             let Some(row) = tx.get::<VolumeRow>(&volume)? else { return Ok(None) };
             let seq = namespace::head_seq(tx, &row)?.0;
             let limits = options::of(tx, volume)?.limits;
-            Ok(row.attached.map(|a| Current { epoch: a.epoch, seq, size_bytes: row.size_bytes, limits }))
+            let complete = below(tx, row.layer)?.is_none();
+            Ok(row.attached.map(|a| Current { epoch: a.epoch, seq, size_bytes: row.size_bytes, limits, complete }))
         });
         read.ok().flatten()
     }

@@ -13,9 +13,10 @@ use crate::machine::command::Command;
 use crate::machine::moves::members_after;
 use crate::machine::row::{ChunkserverRow, CopysetRow, MoveRow, MoveState, OutReason, OutRow, PoolNameRow};
 use crate::machine::tx::Tx;
-use crate::machine::Step;
+use crate::machine::{Step, backups};
 use crate::rebuild::{Action, Candidate, Scene};
 use ogee_common::id::{ChunkserverId, CopysetId, ReplicaId};
+use ogee_proto::data::PASTE_SINCE;
 use ogee_proto::mds;
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
@@ -41,11 +42,14 @@ impl Core {
                 moves: tx.scan::<MoveRow>(&(), None, usize::MAX)?.into_iter().collect(),
                 ..Scene::default()
             };
+            let has_pastes = backups::is_any(tx)?;
             for (id, row) in tx.scan::<ChunkserverRow>(&(), None, usize::MAX)? {
                 let pool = tx.get::<PoolNameRow>(&row.pool)?.map(|PoolNameRow(pool)| pool);
                 let up = self.live.health(id) == Health::Up;
-                scene.failed.extend(self.live.vitals(id).0.filter(|_| up).into_iter().flat_map(|v| v.failed));
-                scene.chunkservers.insert(id, Candidate { zone: row.zone, pool, up, out: out.contains_key(&id) });
+                let vitals = self.live.vitals(id).0;
+                let understands = !has_pastes || vitals.as_ref().is_some_and(|v| v.protocol >= u32::from(PASTE_SINCE));
+                scene.failed.extend(vitals.filter(|_| up).into_iter().flat_map(|v| v.failed));
+                scene.chunkservers.insert(id, Candidate { zone: row.zone, pool, up, out: out.contains_key(&id), understands });
             }
             Ok(scene)
         })

@@ -17,7 +17,9 @@ use crate::machine::command::DecodeError;
 use crate::machine::tx::RowError;
 use crate::placement::PlacementError;
 use crate::refusal::{Refusal, USERS_SHOWN_MAX};
+use ogee_common::id::ChunkserverId;
 use ogee_common::name::NameError;
+use ogee_proto::data::PASTE_SINCE;
 use ogee_proto::{ERROR_METADATA, LEADER_METADATA, MdsErrorKind};
 use ogee_raft::RaftError;
 use std::error::Error;
@@ -74,6 +76,15 @@ pub(crate) enum CallError {
     /// Clients of a group let go of their holds before the cut was made.
     #[error("a client came back or went away while it held its writes; try again")]
     HoldBroken,
+    /// Chunkservers of an older build, which would skip what such a volume has written.
+    #[error("a volume on a backup needs version {PASTE_SINCE} of the data protocol, which {} of its pool do not speak: upgrade all chunkservers first", ids(chunkservers))]
+    OldChunkservers { chunkservers: Vec<ChunkserverId> },
+    /// Chunkservers that have not said what they speak since this lead began.
+    #[error(
+        "it is not known whether {} of its pool are of a build that can hold a volume on a backup: they were not heard of; start them, or wait until \
+         their replicas were rebuilt elsewhere", ids(chunkservers)
+    )]
+    Unheard { chunkservers: Vec<ChunkserverId> },
     /// A hold that is acknowledged is not under way.
     #[error("this hold is not under way")]
     NoSuchHold,
@@ -118,7 +129,7 @@ impl CallError {
     pub(crate) fn kind(&self) -> MdsErrorKind {
         match self {
             Self::Refused(refusal) => refusal.kind(),
-            Self::Name { .. } | Self::Argument { .. } | Self::Twice { .. } => MdsErrorKind::InvalidArgument,
+            Self::Name { .. } | Self::Argument { .. } | Self::Twice { .. } | Self::OldChunkservers { .. } => MdsErrorKind::InvalidArgument,
             Self::Placement(PlacementError::Replicas(_)) => MdsErrorKind::InvalidArgument,
             Self::TooMany { .. } | Self::Placement(PlacementError::TooManyCopysets { .. }) => MdsErrorKind::Limit,
             Self::Placement(PlacementError::TooFewZones { .. }) | Self::NoRoom => MdsErrorKind::NoSpace,
@@ -127,6 +138,7 @@ impl CallError {
             Self::NotHeld => MdsErrorKind::Fenced,
             Self::Unreachable { .. } => MdsErrorKind::InUse,
             Self::NoCopyset
+            | Self::Unheard { .. }
             | Self::HoldBroken
             | Self::Raft(_)
             | Self::TimedOut { .. }
@@ -161,6 +173,12 @@ const fn code(kind: MdsErrorKind) -> Code {
 fn list(paths: &[String]) -> String {
     let shown: Vec<String> = paths.iter().take(USERS_SHOWN_MAX).map(|p| format!("{p:?}")).collect();
     let dots = if shown.len() < paths.len() { ", ..." } else { "" };
+    format!("{}{dots}", shown.join(", "))
+}
+
+fn ids(chunkservers: &[ChunkserverId]) -> String {
+    let shown: Vec<String> = chunkservers.iter().take(USERS_SHOWN_MAX).map(ToString::to_string).collect();
+    let dots = if shown.len() < chunkservers.len() { ", ..." } else { "" };
     format!("{}{dots}", shown.join(", "))
 }
 

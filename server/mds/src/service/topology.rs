@@ -104,6 +104,7 @@ impl Core {
             failed: r.failed.iter().map(|f| ReplicaId(f.replica)).collect(),
             scrub: r.scrub.unwrap_or_default(),
             verify: r.verify.unwrap_or_default(),
+            protocol: r.protocol,
         };
         self.live.heard(id, vitals);
         for report in &r.copysets {

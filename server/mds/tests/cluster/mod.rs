@@ -6,6 +6,7 @@
 
 use ogee_common::limits::HEARTBEAT_INTERVAL;
 use ogee_mds::{MdsConfig, MdsError, PeerConfig};
+use ogee_proto::data::PROTOCOL_MAX;
 use ogee_proto::mds::mds_client::MdsClient;
 use ogee_proto::mds::{self as m, layer_task::Kind};
 use ogee_proto::{ERROR_METADATA, LEADER_METADATA, MdsErrorKind};
@@ -207,6 +208,8 @@ pub struct Server {
     pub id: u32,
     pub uuid: [u8; 16],
     pub addr: String,
+    /// The data protocol that it says it speaks.
+    pub protocol: AtomicU32,
     /// Layer tasks are left undone.
     pub stuck: AtomicBool,
     /// Replicas that exist here: copyset and replica.
@@ -256,6 +259,7 @@ impl Server {
             done: done.clone(),
             disk_error: String::new(),
             held: vec![],
+            protocol: self.protocol.load(Ordering::SeqCst),
             ..m::HeartbeatRequest::default()
         };
         let reply = client.heartbeat(request).await?.into_inner();
@@ -293,6 +297,7 @@ impl Fleet {
                 id,
                 uuid,
                 addr,
+                protocol: AtomicU32::new(PROTOCOL_MAX.into()),
                 stuck: AtomicBool::new(false),
                 replicas: Mutex::default(),
                 created: Mutex::default(),

@@ -1,8 +1,8 @@
 //! Volumes that stand on backups: what inherits it, what is refused meanwhile, and where their segments lie.
 
-use super::super::command::{Command, Outcome};
+use super::super::command::{Command, Grant, Outcome};
 use super::super::row::{BackupRow, Hold, VolumeOptionsRow};
-use super::super::{backups, layers};
+use super::super::{attach, backups, layers};
 use super::{Bench, GIB, volume};
 use crate::refusal::Refusal;
 use ogee_common::id::{CopysetId, LayerId, SegmentIndex};
@@ -117,4 +117,36 @@ fn nonsense_is_refused_and_leaves_nothing() {
     assert_eq!((b.count(BACKUPS_TABLE), b.count(SEGMENTS_TABLE)), (0, 0));
     volume(lazy_with(&mut b, "a", backup(GIB), one.clone())).expect("create");
     assert!(matches!(lazy_with(&mut b, "a", backup(GIB), one), Err(Refusal::PathTaken { .. })));
+}
+
+/// What an attach of a volume would be told to stand on, by the very command.
+fn granted(b: &mut Bench, path: &str) -> Grant {
+    let takes_over = b.row(path).1.attached.map(|a| a.epoch);
+    let attach = Command::AttachVolume { path: path.into(), client: 5, description: String::new(), takes_over };
+    match b.run(attach) {
+        Ok(Outcome::Attached(grant)) => *grant,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_grant_has_ancestry_and_backup_of_one_state() {
+    let mut b = Bench::with_pool(2);
+    let layer = lazy(&mut b, "a");
+    let first = b.snapshot("a", Some("s"), Hold::Detached).expect("snapshot");
+    b.clone_of(&first, "c").expect("clone");
+    b.create("plain", GIB).expect("create");
+    let on = Some((layer, backup(2 * GIB + 4096)));
+    let grants = [granted(&mut b, "a"), granted(&mut b, "c"), b.read(|tx| attach::read_only(tx, "a", Some("s")))];
+    for grant in &grants {
+        assert_eq!(grant.backup, on);
+        assert_eq!(grant.ancestry.last().map_or(grant.layer, |(layer, _)| *layer), layer);
+    }
+    assert_eq!(granted(&mut b, "plain").backup, None);
+    // What was granted before another state is what the state was: ancestry and backup, also when the client hears of it later.
+    let before = granted(&mut b, "a");
+    b.rollback("a", "s").expect("rollback");
+    b.run(Command::CompleteBackup { layer }).expect("complete");
+    assert_eq!((before.layer, before.backup), (layer, on));
+    assert_eq!(granted(&mut b, "a").backup, None);
 }
