@@ -9,11 +9,8 @@ use crate::block_device::Moment;
 use crate::io::Unplaced;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use ogee_common::id::ChunkIndex;
-use ogee_common::limits::{CHUNK_BYTES, EXTENT_CHUNKS_PARALLEL, PAGE_BYTES, SEGMENT_BYTES};
+use ogee_common::limits::{CHUNK_BYTES, CHUNKS_PER_SEGMENT, EXTENT_CHUNKS_PARALLEL, PAGE_BYTES, SEGMENT_BYTES};
 use ogee_proto::data::PageMapReply;
-
-/// Chunks of a segment.
-const SEGMENT_CHUNKS: u32 = (SEGMENT_BYTES / CHUNK_BYTES as u64) as u32;
 
 /// What a volume or a snapshot holds in the cluster, in bytes of one replica, by whole pages of 4 KiB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -40,11 +37,11 @@ impl DataPath<'_> {
         let segments = u32::try_from(size.div_ceil(SEGMENT_BYTES)).expect("volumes are bounded");
         let mut space = VolumeSpace::default();
         for segment in 0..segments {
-            let first = segment * SEGMENT_CHUNKS;
+            let first = segment * CHUNKS_PER_SEGMENT;
             if let Some(copyset) = self.copyset(ChunkIndex(first), Unplaced::Fine).await? {
                 let chunks = u32::try_from(size.div_ceil(u64::from(CHUNK_BYTES))).expect("volumes are bounded");
                 let ask = |chunk| async move { self.ask_page_map(copyset, ChunkIndex(chunk), parent).await };
-                let asked = stream::iter(first..chunks.min(first + SEGMENT_CHUNKS)).map(ask).buffer_unordered(EXTENT_CHUNKS_PARALLEL);
+                let asked = stream::iter(first..chunks.min(first + CHUNKS_PER_SEGMENT)).map(ask).buffer_unordered(EXTENT_CHUNKS_PARALLEL);
                 let mut asked = std::pin::pin!(asked);
                 while let Some(map) = asked.try_next().await? {
                     space.add(&map, parent.is_some());

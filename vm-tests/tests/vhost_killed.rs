@@ -18,7 +18,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use vhost::vhost_user::Frontend;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 
@@ -335,7 +335,7 @@ fn every_request_is_answered_once_and_in_effect_once_over_upgrades_without_a_rec
         let (mut pauses, mut resubmitted, mut usual) = (Vec::new(), 0, Vec::new());
         for upgrade in 0..upgrades {
             load.longest();
-            let begun = Instant::now();
+            let begun = clock::now();
             let next = cluster.serve_with("disk", &socket, &["--upgrade"]).with_context(|| format!("upgrade {upgrade}"))?;
             std::mem::replace(&mut backend, next).handed_over()?;
             load.goes_on()?;
