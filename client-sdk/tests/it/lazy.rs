@@ -331,7 +331,8 @@ async fn a_client_from_before_the_layer_was_complete_needs_no_backup() {
     let ways: [fn(&mut Store); 3] = [|s| s.damaged = true, |s| s.away = usize::MAX, |s| s.hangs = true];
     for how in ways {
         let (f, repo) = lazy(|_| ()).await;
-        let v = f.open().await;
+        // Its first state is of before, so it hears nothing of the end.
+        let v = f.open_watched().await;
         fill(&f).await;
         how(&mut repo.store());
         // Pages that neither has: of a block of zeros, and a part of one.
@@ -403,7 +404,9 @@ async fn the_state_of_the_attach_tells_that_the_layer_is_complete() {
 #[tokio::test]
 async fn nothing_is_made_up_while_the_mds_says_nothing_or_the_volume_is_gone() {
     let (f, repo) = lazy(|_| ()).await;
-    let v = f.open().await;
+    let v = f.open_watched().await;
+    // So that the layout is known.
+    write(&v, 8192, pattern(7, 4096)).await;
     fill(&f).await;
     repo.store().damaged = true;
     f.mds.go_away();
@@ -414,7 +417,8 @@ async fn nothing_is_made_up_while_the_mds_says_nothing_or_the_volume_is_gone() {
     Box::pin(async { tokio::join!(is_read(&v, BLOCK, 4096), back) }).await;
     // The row goes with the layer, too.
     let (f, repo) = lazy(|_| ()).await;
-    let v = f.open().await;
+    let v = f.open_watched().await;
+    write(&v, 8192, pattern(7, 4096)).await;
     repo.store().away = usize::MAX;
     f.mds.inner().volumes.get_mut("vol").expect("the volume").backup = None;
     f.mds.inner().fail.insert("get_layout", MdsErrorKind::NotFound);
