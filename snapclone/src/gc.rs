@@ -76,6 +76,7 @@ pub async fn collect(repo: &Repository, abandon_after: Duration) -> Result<GcRep
     delete_all(repo, garbage.into_iter().map(|b| b.key())).await?;
     backend.settle().await?;
     delete_all(repo, removed.iter().filter(|key| is_dead(key)).map(IndexKey::removed_key)).await?;
+    removal::forget(repo).await?;
     report.temporary = backend.sweep(abandon_after).await?;
     Ok(report)
 }

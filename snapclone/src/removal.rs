@@ -174,25 +174,20 @@ pub async fn standing_on(mds: &MdsClient, backup: BackupId) -> Result<Option<Str
     }
 }
 
-/// Brings removals to an end that began longer than `abandon_after` ago: those that were decided are carried out, others given up. Forgets what
-/// is left of removals of backups that are gone. How many were given up.
+/// Brings removals to an end that began longer than `abandon_after` ago: those that were decided are carried out, others given up. How many were
+/// given up.
 pub(crate) async fn give_up(repo: &Repository, abandon_after: Duration) -> Result<u64, RepoError> {
     let backend = &repo.backend;
     let keys = backend.list(REMOVALS, RemovalKey::parse).await?;
     if keys.is_empty() {
         return Ok(0);
     }
-    // After the records: an index that is not there now will never be there again.
-    let indexes = backend.list(INDEXES, |key| IndexKey::parse(INDEXES, key)).await?;
-    let indexes: HashMap<u64, IndexKey> = indexes.into_iter().map(|key| (key.run, key)).collect();
+    let indexes = indexes(repo).await?;
     let limit = u64::try_from(abandon_after.as_millis()).unwrap_or(u64::MAX);
     let mut given_up = 0;
     for (key, is_record) in keys {
-        let Some(index) = indexes.get(&key.run) else {
-            backend.delete(&if is_record { key.record() } else { key.decision() }).await?;
-            continue;
-        };
-        if !is_record || !began_before(repo, &key, limit).await? {
+        let Some(index) = indexes.get(&key.run).filter(|_| is_record) else { continue };
+        if !began_before(repo, &key, limit).await? {
             continue;
         }
         if backend.create(&key.decision(), GIVEN_UP.to_vec()).await? {
@@ -209,6 +204,25 @@ pub(crate) async fn give_up(repo: &Repository, abandon_after: Duration) -> Resul
         }
     }
     Ok(given_up)
+}
+
+/// Forgets what is left of removals of backups that are gone.
+pub(crate) async fn forget(repo: &Repository) -> Result<(), RepoError> {
+    let keys = repo.backend.list(REMOVALS, RemovalKey::parse).await?;
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let indexes = indexes(repo).await?;
+    for (key, is_record) in keys.into_iter().filter(|(key, _)| !indexes.contains_key(&key.run)) {
+        repo.backend.delete(&if is_record { key.record() } else { key.decision() }).await?;
+    }
+    Ok(())
+}
+
+/// The indexes that are there, by their runs. One that is not there after a removal of it was begun will never be there again.
+async fn indexes(repo: &Repository) -> Result<HashMap<u64, IndexKey>, RepoError> {
+    let indexes = repo.backend.list(INDEXES, |key| IndexKey::parse(INDEXES, key)).await?;
+    Ok(indexes.into_iter().map(|key| (key.run, key)).collect())
 }
 
 /// What was decided about a removal, if anything is.
