@@ -10,7 +10,7 @@ use crate::io::Unplaced;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use ogee_common::id::ChunkIndex;
 use ogee_common::limits::{CHUNK_BYTES, CHUNKS_PER_SEGMENT, EXTENT_CHUNKS_PARALLEL, PAGE_BYTES, SEGMENT_BYTES};
-use ogee_proto::data::PageMapReply;
+use ogee_proto::data::{ChunkPages, PageMapReply};
 
 /// What a volume or a snapshot holds in the cluster, in bytes of one replica, by whole pages of 4 KiB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -38,9 +38,10 @@ impl DataPath<'_> {
         let mut space = VolumeSpace::default();
         for segment in 0..segments {
             let first = segment * CHUNKS_PER_SEGMENT;
-            if let Some(copyset) = self.copyset(ChunkIndex(first), Unplaced::Fine).await? {
+            // Every chunk of it has a copyset then, each its own.
+            if self.copyset(ChunkIndex(first), Unplaced::Fine).await?.is_some() {
                 let chunks = u32::try_from(size.div_ceil(u64::from(CHUNK_BYTES))).expect("volumes are bounded");
-                let ask = |chunk| async move { self.ask_page_map(copyset, ChunkIndex(chunk), parent).await };
+                let ask = |chunk| self.stored(ChunkIndex(chunk), parent);
                 let asked = stream::iter(first..chunks.min(first + CHUNKS_PER_SEGMENT)).map(ask).buffer_unordered(EXTENT_CHUNKS_PARALLEL);
                 let mut asked = std::pin::pin!(asked);
                 while let Some(map) = asked.try_next().await? {
@@ -51,12 +52,19 @@ impl DataPath<'_> {
         }
         Ok(space)
     }
+
+    /// What the cluster holds of a chunk.
+    async fn stored(&self, chunk: ChunkIndex, since: Option<Moment>) -> Result<PageMapReply, Failure> {
+        match self.copyset(chunk, Unplaced::Fine).await? {
+            Some(copyset) => self.ask_page_map(copyset, chunk, since).await,
+            None => Ok(PageMapReply { data: ChunkPages::none(), zero: ChunkPages::none(), changed: None }),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ogee_proto::data::ChunkPages;
 
     #[test]
     fn pages_with_data_are_counted_and_of_a_clone_those_that_are_its_own() {

@@ -145,6 +145,7 @@ fn a_grant_has_ancestry_and_backup_of_one_state() {
     assert_eq!(granted(&mut b, "plain").backup, None);
     // What was granted before another state is what the state was: ancestry and backup, also when the client hears of it later.
     let before = granted(&mut b, "a");
+    b.run(Command::DetachVolume { volume: before.volume.id, epoch: before.epoch }).expect("detach");
     b.rollback("a", "s").expect("rollback");
     b.run(Command::CompleteBackup { layer }).expect("complete");
     assert_eq!((before.layer, before.backup), (layer, on));
